@@ -1,0 +1,495 @@
+"""The command line: `harness list`, `eval`, `plan` and `leaderboard`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness import __version__
+from harness.errors import HarnessError, UnknownName
+
+if TYPE_CHECKING:
+    from harness.evaluate import EvalOptions, Outcome
+    from harness.model import ModelSpec
+    from harness.registry import Catalog
+    from harness.result import Result
+    from harness.task import Suite, Task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Evaluate multimodal retrieval models: exact protocols, cached embeddings, leaderboards.",
+)
+list_app = typer.Typer(no_args_is_help=True, help="What is installed: models, tasks, suites, plugins.")
+app.add_typer(list_app, name="list")
+
+GAP = "–"
+INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4")
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "umr-harness"
+
+
+class Overwrite(StrEnum):
+    """What to do about a cell whose result file is already there."""
+
+    always = "always"
+    never = "never"
+    only_missing = "only-missing"
+    only_cache = "only-cache"
+
+
+class Form(StrEnum):
+    """Output formats of a leaderboard."""
+
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="The model; see 'harness list models'.")]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An option of the model; repeatable."),
+]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option("--tasks", "-t", help="Tasks: names or globs, separated by commas; repeatable."),
+]
+SuiteNames = Annotated[
+    list[str] | None, typer.Option("--suite", "-s", help="Suites, separated by commas; repeatable.")
+]
+Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="The data root.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Where results go.")]
+CacheDir = Annotated[
+    Path,
+    typer.Option("--cache-dir", envvar="HARNESS_CACHE", help="Where embeddings and file digests are kept."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens.")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode and tokenise; default by the machine.")
+]
+SearcherName = Annotated[str, typer.Option("--searcher", help="Search backend: torch, faiss, or a plugin's.")]
+SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, such as 512M or 2G.")]
+Split = Annotated[str | None, typer.Option(help="The split; default: the one that the task is published on.")]
+Profile = Annotated[str, typer.Option("--prompt-profile", help="Whose prompts.")]
+Instructions = Annotated[
+    str, typer.Option(help="Which of several instructions a query gets: hash, first, none, 1, 2, 3 or 4.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn (instructions).")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="A smoke test: so many queries, a cut pool; never a real score.")
+]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken", help="Leave out items whose media cannot be read; counted, in the protocol."
+    ),
+]
+Strategy = Annotated[
+    Overwrite, typer.Option("--overwrite-strategy", help="About results that are already there.")
+]
+Timings = Annotated[bool, typer.Option("--timings", help="Print where the time went.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done (the same as 'plan').")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no closing remarks.")]
+PlanJson = Annotated[bool, typer.Option("--json", help="The plan as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"umr-harness {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelName,
+    model_arg: ModelArgs = None,
+    tasks: TaskNames = None,
+    suite: SuiteNames = None,
+    data: Data = Path("data"),
+    output_dir: OutputDir = Path("results/runs"),
+    cache_dir: CacheDir = DEFAULT_CACHE,
+    device: Device = "auto",
+    batch_tokens: BatchTokens = 16_384,
+    workers: Workers = None,
+    searcher: SearcherName = "torch",
+    search_memory: SearchMemory = "1G",
+    split: Split = None,
+    prompt_profile: Profile = "default",
+    instructions: Instructions = "hash",
+    seed: Seed = 0,
+    limit: Limit = None,
+    skip_broken: SkipBroken = False,
+    overwrite_strategy: Strategy = Overwrite.only_missing,
+    timings: Timings = False,
+    dry_run: DryRun = False,
+    as_json: PlanJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a model on tasks or suites, store the results and print their leaderboard.
+
+    Only what the cache lacks is encoded; a run that was stopped goes on where it was.
+    """
+    from harness.encode import EngineOptions
+    from harness.evaluate import EvalOptions
+    from harness.evaluate import evaluate as run_evaluation
+    from harness.task import Protocol
+
+    catalog = _catalog()
+    spec = catalog.model(model)
+    chosen = _chosen(catalog, tasks, suite)
+    given = _model_options(model_arg)
+    if instructions not in INSTRUCTIONS:
+        raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
+    options = EvalOptions(
+        data=data,
+        output_dir=output_dir,
+        cache_dir=cache_dir.expanduser(),
+        protocol=Protocol(split, prompt_profile, instructions, seed, limit, skip_broken),
+        engine=EngineOptions(_device(device), batch_tokens, workers, quiet),
+        searcher=searcher,
+        search_memory=_bytes(search_memory),
+        overwrite=overwrite_strategy.value,
+    )
+    if dry_run:
+        _print_plan(catalog, spec, given, chosen, options, as_json)
+        return
+    try:
+        outcomes = run_evaluation(catalog, spec, given, chosen, options, tell=_say)
+    except KeyboardInterrupt:
+        _say("interrupted: finished results and embeddings are kept; the same command goes on from there")
+        raise typer.Exit(130) from None
+    if timings:
+        _print_timings(outcomes)
+    if verbose:
+        _print_files(outcomes, options)
+    _print_board(catalog, _suites(catalog, tasks, suite, chosen), options)
+    if not quiet:
+        made = sum(o.fresh for o in outcomes)
+        kept = sum(o.result is not None for o in outcomes) - made
+        _say(f"{made} results made, {kept} already there; files in {output_dir}")
+    failed = [o for o in outcomes if o.error]
+    if failed:
+        _say(f"{len(failed)} of {len(outcomes)} tasks failed: {', '.join(o.task for o in failed)}")
+        raise typer.Exit(1)
+
+
+def plan(**asked: Any) -> None:
+    """Say what `eval` would do: what is cached, what is left to encode. Loads no weights."""
+    evaluate(**asked, dry_run=True)
+
+
+_only_eval = ("dry_run", "timings", "overwrite_strategy", "verbose", "quiet")
+_shared = [p for n, p in inspect.signature(evaluate, eval_str=True).parameters.items() if n not in _only_eval]
+plan.__signature__ = inspect.Signature(_shared)  # type: ignore[attr-defined]
+plan.__annotations__ = {p.name: p.annotation for p in _shared}
+app.command()(plan)
+
+
+@app.command()
+def leaderboard(
+    suites: Annotated[list[str], typer.Argument(metavar="SUITE…", help="Suites; see 'harness list suites'.")],
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", help="Result folders; repeatable. Default: results/runs.")
+    ] = None,
+    format: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.markdown,
+    out: Annotated[Path | None, typer.Option("--out", help="Write to this file.")] = None,
+) -> None:
+    """Print the leaderboard of one or more suites from stored results."""
+    from harness.files import write_text
+    from harness.leaderboard import leaderboard as make_board
+    from harness.leaderboard import render
+
+    catalog = _catalog()
+    chosen = [catalog.suite(name) for name in _split(suites)]
+    text = render(
+        make_board(chosen, catalog.tasks, _read_results(runs or [Path("results/runs")])), format.value
+    )
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+@list_app.command("models")
+def list_models(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Models: where each comes from, its parent and its licence."""
+    rows = [
+        {
+            "name": m.name,
+            "title": m.title,
+            "source": m.source,
+            "parent": m.parent,
+            "change": m.change,
+            "paper_ref": m.paper_ref,
+            "licence": m.licence,
+            "check": m.check is not None,
+            "trained_on": dict(m.trained_on),
+            "input_spec": dict(m.input_spec),
+        }
+        for m in _catalog().models.values()
+    ]
+    _print_rows(rows, as_json, verbose, ("name", "title", "source", "parent", "licence"))
+
+
+@list_app.command("tasks")
+def list_tasks(as_json: AsJson = False, verbose: Verbose = False, data: Data = Path("data")) -> None:
+    """Tasks: what each needs below the data root, and whether it is there."""
+    from harness.task import Protocol
+
+    catalog = _catalog()
+    rows = []
+    for task in catalog.tasks.values():
+        needs = task.needs(Protocol())
+        missing = [need for need in needs if need.find(data) is None]
+        rows.append(
+            {
+                "name": task.name,
+                "title": task.title,
+                "suites": [s.name for s in catalog.suites.values() if task.name in s.tasks],
+                "needs": [
+                    {"path": str(n.path), "source": n.source, "present": n not in missing} for n in needs
+                ],
+                "present": not missing,
+                "metrics": [str(m) for m in task.metrics],
+                "source": task.source,
+                "licence": task.licence,
+                "data": "there"
+                if not missing
+                else f"missing: {_some([str(data / n.path) for n in missing])}",
+            }
+        )
+    _print_rows(rows, as_json, verbose, ("name", "title", "data"))
+
+
+@list_app.command("suites")
+def list_suites(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Suites and the tasks in them."""
+    rows = [
+        {"name": s.name, "title": s.title, "count": f"{len(s.tasks)} tasks", "tasks": list(s.tasks)}
+        for s in _catalog().suites.values()
+    ]
+    _print_rows(rows, as_json, verbose, ("name", "title", "count"))
+
+
+@list_app.command("plugins")
+def list_plugins(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Plugins, what each offers, and the traceback of those that could not be loaded."""
+    rows = []
+    for p in _catalog(warn=False).plugins:
+        counts = [f"{len(names)} {kind}" for kind, names in p.offers.items() if names]
+        rows.append(
+            {
+                "name": p.name,
+                "module": p.module,
+                "version": p.version,
+                "offers": {kind: list(names) for kind, names in p.offers.items()},
+                "summary": ", ".join(counts) if p.error is None else "BROKEN: see the traceback below",
+                "error": p.error,
+            }
+        )
+    _print_rows(rows, as_json, verbose, ("name", "version", "summary"))
+    if not as_json:
+        for row in rows:
+            if row["error"]:
+                typer.echo(f"\n{row['name']}:\n{row['error']}")
+
+
+def main() -> None:
+    """The console script: 0 done, 1 some tasks failed, 2 one clear error, 130 interrupted."""
+    arguments = [_dashed(a) for a in sys.argv[1:]]
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="harness")
+    except HarnessError as error:
+        _say(f"harness: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _dashed(argument: str) -> str:
+    """`--model_arg` is accepted for `--model-arg`."""
+    match = re.match(r"--[A-Za-z][\w-]*", argument)
+    return match.group().replace("_", "-") + argument[match.end() :] if match else argument
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _catalog(*, warn: bool = True) -> Catalog:
+    from harness.registry import load_catalog
+
+    catalog = load_catalog()
+    for plugin in catalog.plugins if warn else ():
+        if plugin.error:
+            last = plugin.error.strip().splitlines()[-1]
+            _say(f"warning: plugin {plugin.name} could not be loaded ({last}); see 'harness list plugins'")
+    return catalog
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HarnessError(f"device {name!r} cannot be used ({reason}): choose cpu, or auto") from error
+    return name
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", size.strip(), re.IGNORECASE)
+    if not match:
+        raise HarnessError(f"--search-memory {size!r} is not a size: write 512M or 2G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _split(names: Sequence[str] | None) -> list[str]:
+    return [part.strip() for name in names or () for part in name.split(",") if part.strip()]
+
+
+def _model_options(given: Sequence[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise HarnessError(f"--model-arg {text!r} is not of the form KEY=VALUE")
+        pairs[name.strip().replace("_", "-")] = value
+    return pairs
+
+
+def _chosen(catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str] | None) -> list[Task]:
+    chosen = catalog.select(_split(tasks), _split(suites))
+    if not chosen:
+        raise HarnessError("nothing to evaluate: name tasks with --tasks or suites with --suite")
+    return chosen
+
+
+def _suites(
+    catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str] | None, chosen: Sequence[Task]
+) -> list[Suite]:
+    from harness.leaderboard import tasks_suite
+
+    named = [catalog.suite(name) for name in _split(suites)]
+    covered = {name for suite in named for name in suite.tasks}
+    loose = [task for task in chosen if task.name not in covered]
+    return [*named, tasks_suite(loose)] if loose else named
+
+
+def _read_results(folders: Sequence[Path]) -> list[Result]:
+    from harness.result import read_results
+
+    results = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise HarnessError(
+                f"there is no results folder {folder}: run 'harness eval', or name one with --runs"
+            )
+        results += read_results(folder)
+    return results
+
+
+def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions) -> None:
+    from harness.leaderboard import leaderboard as make_board
+    from harness.leaderboard import render
+
+    results = _read_results([options.output_dir]) if options.output_dir.is_dir() else []
+    board = make_board(suites, catalog.tasks, results, limit=options.protocol.limit)
+    typer.echo(render(board, "markdown"), nl=False)
+
+
+def _print_files(outcomes: Sequence[Outcome], options: EvalOptions) -> None:
+    for outcome in outcomes:
+        if outcome.result is not None:
+            _say(f"{outcome.task}: {options.output_dir / outcome.result.path}")
+
+
+def _print_timings(outcomes: Sequence[Outcome]) -> None:
+    from tabulate import tabulate
+
+    made = [o.result for o in outcomes if o.result is not None and o.fresh]
+    stages = list(dict.fromkeys(s for r in made for s in r.provenance.get("seconds", {})))
+    rows = [[r.task, *(r.provenance["seconds"].get(s, 0.0) for s in stages)] for r in made]
+    _say(tabulate(rows, headers=["seconds", *stages], tablefmt="plain", floatfmt=".2f"))
+
+
+def _print_plan(
+    catalog: Catalog,
+    spec: ModelSpec,
+    given: dict[str, str],
+    tasks: Sequence[Task],
+    options: EvalOptions,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from harness.evaluate import plan as make_plan
+
+    rows = [asdict(p) for p in make_plan(catalog, spec, given, tasks, options)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    typer.echo(tabulate(rows, headers="keys", tablefmt="simple", intfmt=","))
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool, verbose: bool, brief: Sequence[str]) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if verbose:
+        for row in rows:
+            typer.echo(row["name"])
+            for name, value in row.items():
+                if name != "name" and value not in (None, {}, [], ""):
+                    typer.echo(f"    {name}: {_shown(value)}")
+        return
+    from tabulate import tabulate
+
+    table = [[GAP if row[name] is None else row[name] for name in brief] for row in rows]
+    typer.echo(tabulate(table, headers=list(brief), tablefmt="simple", disable_numparse=True))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "".join(f"\n        {json.dumps(v, ensure_ascii=False)}" for v in value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return str(value).rstrip()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

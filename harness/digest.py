@@ -1,0 +1,97 @@
+"""Digests: short names for values, and the digests of files, remembered between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def digest(value: Any, *, length: int = 16) -> str:
+    """The first `length` hex digits of BLAKE2b over the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"cannot digest a {type(value).__name__}: {value!r}")
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes, as 32 hex digits."""
+    h = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+class Digests:
+    """File digests remembered by path, size and mtime_ns, so that a warm run reads no media.
+
+    `database` None remembers for this process only. A database that cannot be written (a
+    read-only cache, a full disk) is read and otherwise ignored: it only saves time.
+    """
+
+    def __init__(self, database: Path | None = None) -> None:
+        self._known: dict[str, tuple[int, int, str]] = {}
+        self._new: dict[str, tuple[int, int, str]] = {}
+        self._database = database
+        if database is not None and database.exists():
+            try:
+                with _connect(database) as db:
+                    for path, size, mtime, value in db.execute(
+                        "select path, size, mtime_ns, digest from digests"
+                    ):
+                        self._known[path] = (size, mtime, value)
+            except sqlite3.Error:
+                self._known.clear()
+
+    def __call__(self, path: Path) -> str:
+        """The digest of the file at `path`; raises OSError where it cannot be read."""
+        stat = path.stat()
+        key = str(path.absolute())
+        known = self._known.get(key)
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2]
+        entry = (stat.st_size, stat.st_mtime_ns, file_digest(path))
+        self._known[key] = self._new[key] = entry
+        return entry[2]
+
+    def tree(self, paths: Iterable[tuple[str, Path]]) -> dict[str, str]:
+        """Digest of each named path; a folder's is that of its files' names and digests."""
+        return {name: self._folder(path) if path.is_dir() else self(path) for name, path in paths}
+
+    def _folder(self, folder: Path) -> str:
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return digest([(p.relative_to(folder).as_posix(), self(p)) for p in files], length=32)
+
+    def save(self) -> None:
+        """Write what was learned; silent where the database cannot be written."""
+        if self._database is None or not self._new:
+            return
+        rows = [(path, *entry) for path, entry in self._new.items()]
+        try:
+            self._database.parent.mkdir(parents=True, exist_ok=True)
+            with _connect(self._database) as db:
+                db.execute(
+                    "create table if not exists digests"
+                    " (path text primary key, size integer, mtime_ns integer, digest text)"
+                )
+                db.executemany("insert or replace into digests values (?, ?, ?, ?)", rows)
+        except (sqlite3.Error, OSError):
+            return
+        self._new.clear()
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(database, timeout=30)

@@ -1,0 +1,532 @@
+"""From tasks to results: load, encode, search, score, store, one task after another."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from harness import __version__
+from harness.collection import Collection, checked
+from harness.content import item
+from harness.digest import Digests, digest
+from harness.encode import EngineOptions, broken_items, encode, missing_items
+from harness.errors import (
+    CheckpointMissing,
+    DataMissing,
+    HarnessError,
+    ResultConflict,
+    StorageError,
+    Unsupported,
+)
+from harness.files import require_writable, write_atomic
+from harness.metrics import Metric, Ranks, TieRule, mean_ci, ranks
+from harness.model import Embedder, Frontend, ModelSpec, full_identity, identity_id, library_versions
+from harness.registry import Catalog
+from harness.result import Result, Score, Status, result_path
+from harness.run import Found, Ragged, Run, Searcher, SearchRequest
+from harness.store import DTYPE, Store
+from harness.task import Protocol, Task
+
+Overwrite = Literal["always", "never", "only-missing", "only-cache"]
+OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
+DEPTH = 50
+"""Candidates kept per query in a run, more where a metric looks deeper."""
+RULES: tuple[TieRule, ...] = ("pessimistic", "optimistic", "pool-order")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """The run-side choices of `harness eval`; only `protocol` and the model change a score."""
+
+    data: Path
+    output_dir: Path
+    cache_dir: Path
+    protocol: Protocol = field(default_factory=Protocol)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    searcher: str = "torch"
+    search_memory: int = 1 << 30
+    overwrite: Overwrite = "only-missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one task: a result (`fresh` when made now), an error, or neither."""
+
+    task: str
+    result: Result | None = None
+    fresh: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model as one evaluation sees it."""
+
+    spec: ModelSpec
+    frontend: Frontend
+    identity: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return identity_id(self.identity)
+
+
+@dataclass(slots=True)
+class Session:
+    """What the tasks of one evaluation share: digests, stores and the loaded weights."""
+
+    options: EvalOptions
+    digests: Digests
+    _embedders: dict[str, Embedder] = field(default_factory=dict)
+    _stores: dict[str, Store] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, options: EvalOptions) -> Session:
+        return cls(options, Digests(options.cache_dir / "digests.sqlite"))
+
+    def store(self, opened: Opened) -> Store:
+        if opened.id not in self._stores:
+            self._stores[opened.id] = Store(self.options.cache_dir, opened.identity)
+        return self._stores[opened.id]
+
+    def embedder(self, opened: Opened) -> Embedder:
+        if opened.id not in self._embedders:
+            self._embedders[opened.id] = opened.frontend.load(self.options.engine.device)
+        return self._embedders[opened.id]
+
+
+def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection | None = None) -> Opened:
+    """Open a model's frontend; a check model needs the task's collection."""
+    if spec.check is None:
+        frontend = spec.open(given)
+    elif collection is None:
+        raise HarnessError(f"model {spec.name!r} is a check: it is built for one loaded task at a time")
+    else:
+        frontend = spec.check(collection)
+    return Opened(spec, frontend, full_identity(spec.name, frontend, {"store_dtype": DTYPE}))
+
+
+def require_data(tasks: Sequence[Task], data: Path, protocol: Protocol) -> None:
+    """Raise DataMissing that lists every missing file of every task, and where to get it."""
+    missing: dict[str, str] = {}
+    for task in tasks:
+        for need in task.needs(protocol):
+            if need.find(data) is None:
+                missing[str(data / need.path)] = need.source
+    if not missing:
+        return
+    by_source: dict[str, list[str]] = {}
+    for path, source in missing.items():
+        by_source.setdefault(source, []).append(path)
+    what = "; ".join(f"{', '.join(paths)} ({source})" for source, paths in by_source.items())
+    count = "1 file or folder is" if len(missing) == 1 else f"{len(missing)} files or folders are"
+    raise DataMissing(f"{count} missing: {what}")
+
+
+def evaluate(
+    catalog: Catalog,
+    spec: ModelSpec,
+    model_options: Mapping[str, str],
+    tasks: Sequence[Task],
+    options: EvalOptions,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Outcome]:
+    """Evaluate one model on tasks. One task's failure does not stop the others.
+
+    Before any weights load: unknown names, missing data and an unwritable output folder raise.
+    """
+    searcher = catalog.searcher(options.searcher)
+    require_data(tasks, options.data, options.protocol)
+    opened = None if spec.check else open_model(spec, model_options)
+    if options.overwrite != "only-cache":
+        require_writable(options.output_dir, "the output folder")
+        require_writable(options.cache_dir, "the cache folder")
+    session = Session.start(options)
+    outcomes = []
+    for task in tasks:
+        try:
+            outcomes.append(_evaluate_task(session, catalog, searcher, spec, opened, task, tell))
+        except (StorageError, CheckpointMissing):
+            raise
+        except HarnessError as error:
+            tell(f"{task.name}: {error}")
+            outcomes.append(Outcome(task.name, error=str(error)))
+    return outcomes
+
+
+def task_files(task: Task, options: EvalOptions, digests: Digests) -> dict[str, str]:
+    """The digests of what a task reads: names are those of its needs, not of this machine."""
+    found = []
+    for need in task.needs(options.protocol):
+        place = need.require(options.data)
+        found.append((need.path.name if need.path.is_absolute() else need.path.as_posix(), place))
+    files = digests.tree(found)
+    digests.save()
+    return files
+
+
+def _evaluate_task(
+    session: Session,
+    catalog: Catalog,
+    searcher: Searcher,
+    spec: ModelSpec,
+    opened: Opened | None,
+    task: Task,
+    tell: Callable[[str], None],
+) -> Outcome:
+    options = session.options
+    files = task_files(task, options, session.digests)
+    protocol = task.fingerprint(options.protocol, files)
+    protocol_id = digest(protocol)
+    clock = time.perf_counter()
+    loaded: tuple[Collection, dict[str, int]] | None = None
+    if opened is None:
+        loaded = _load(task, options)
+        opened = open_model(spec, {}, loaded[0])
+    path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
+    stored = _stored(path, task, options.overwrite)
+    if stored is not None or options.overwrite == "only-cache":
+        return Outcome(task.name, stored)
+    if loaded is None:
+        loaded = _load(task, options)
+    seconds = {"load_task": time.perf_counter() - clock}
+    started = datetime.datetime.now(datetime.UTC)
+    result, run, outcomes = _measure(session, searcher, opened, task, *loaded, seconds)
+    result = replace(
+        result,
+        protocol=protocol,
+        protocol_id=protocol_id,
+        files=files,
+        provenance=_provenance(options, opened, started, seconds, result.provenance),
+    )
+    if path.exists():
+        tell(f"{task.name}: replacing {path}")
+    if run is not None:
+        run.write(path.with_suffix(".run.gz"), f"{spec.name}-{opened.id}")
+        _write_queries(path.with_suffix(".queries.parquet"), run, outcomes)
+    result.write(options.output_dir)
+    if run is not None:
+        catalog.manager.hook.harness_evaluated(result=result, run=run, folder=path.parent)
+    return Outcome(task.name, result, fresh=True)
+
+
+def _stored(path: Path, task: Task, overwrite: Overwrite) -> Result | None:
+    """The stored result where the strategy lets it stand."""
+    if overwrite == "always" or not path.exists():
+        return None
+    try:
+        result = Result.read(path)
+    except ResultConflict:
+        if overwrite == "only-cache":
+            return None
+        raise
+    lacking = result.metrics and any(m.key not in result.metrics for m in task.metrics)
+    return None if lacking and overwrite == "only-missing" else result
+
+
+def _load(task: Task, options: EvalOptions) -> tuple[Collection, dict[str, int]]:
+    collection = task.load(options.data, options.protocol)
+    if options.protocol.limit is not None:
+        collection = collection.limited(options.protocol.limit)
+    return checked(collection)
+
+
+def _measure(
+    session: Session,
+    searcher: Searcher,
+    opened: Opened,
+    task: Task,
+    collection: Collection,
+    counts: dict[str, int],
+    seconds: dict[str, float],
+) -> tuple[Result, Run | None, dict[str, Any]]:
+    options = session.options
+    things = [*collection.queries, *collection.pool]
+    items = [_as_read(item(thing), opened.frontend) for thing in things]
+    wanted = {i.modality for i in items}
+    name = opened.spec.name
+    result = Result(
+        model=name,
+        identity=opened.identity,
+        identity_id=opened.id,
+        task=task.name,
+        protocol={},
+        protocol_id="",
+        status=_status(collection, options.protocol),
+        counts=counts,
+        check=opened.spec.check is not None,
+    )
+    lacking = sorted(wanted - set(opened.frontend.modalities))
+    if lacking:
+        reason = f"{name} does not take {' or '.join(lacking)} items"
+        return replace(result, status="unsupported", notes=(reason,)), None, {}
+    store = session.store(opened)
+    try:
+        encoded, stats = encode(
+            items,
+            opened.frontend,
+            lambda: session.embedder(opened),
+            store,
+            session.digests,
+            options.engine,
+            title=task.name,
+            check=opened.spec.check is not None,
+            skip_broken=options.protocol.skip_broken,
+        )
+    except Unsupported as error:
+        return replace(result, status="unsupported", notes=(str(error),)), None, {}
+    seconds |= stats.seconds
+    queries = list(range(len(collection.queries)))
+    candidates = list(range(len(queries), len(things)))
+    notes: tuple[str, ...] = ()
+    if encoded.broken:
+        if not options.protocol.skip_broken:
+            raise broken_items(encoded.broken)
+        collection, queries, candidates, notes = _leave_out(collection, things, encoded.broken)
+        counts |= {
+            "left_out_queries": counts["queries"] - len(queries),
+            "left_out_candidates": counts["candidates"] - len(candidates),
+        }
+    clock = time.perf_counter()
+    request, grades = _request(
+        collection, task, encoded.rows(store, queries), encoded.rows(store, candidates), options
+    )
+    found = searcher.search(request)
+    seconds["search"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    run = Run(
+        [q.id for q in collection.queries],
+        [c.id for c in collection.pool],
+        collection.pool.name,
+        found.rows,
+        found.scores,
+    )
+    outcomes: dict[str, Any] = {}
+    if collection.qrels is not None:
+        scored = _score(task, collection, request.positives, grades, found)
+        outcomes = scored.pop("outcomes")
+        result = replace(result, headline=task.headline.key, **scored)
+    seconds["score"] = time.perf_counter() - clock
+    made = {
+        "items": stats.items,
+        "distinct": stats.distinct,
+        "embedded": stats.embedded,
+        "batches": stats.batches,
+    }
+    return replace(result, counts=counts, notes=notes, provenance={"counts": made}), run, outcomes
+
+
+def _as_read(item: Any, frontend: Frontend) -> Any:
+    """An instruction that the model does not read must not make it encode one content twice."""
+    return (
+        item
+        if getattr(frontend, "reads_instructions", True) or item.instruction is None
+        else replace(item, instruction=None)
+    )
+
+
+def _status(collection: Collection, protocol: Protocol) -> Status:
+    if collection.qrels is None:
+        return "unscored"
+    return "complete" if protocol.limit is None else "partial"
+
+
+def _leave_out(
+    collection: Collection, things: Sequence[Any], broken: Mapping[int, str]
+) -> tuple[Collection, list[int], list[int], tuple[str, ...]]:
+    n = len(collection.queries)
+    left = collection.without(
+        [things[i].id for i in broken if i < n],
+        [things[i].id for i in broken if i >= n],
+    )
+    if not left.queries or not len(left.pool):
+        raise broken_items(broken)
+    query_at = {things[i].id: i for i in range(n)}
+    candidate_at = {things[i].id: i for i in range(n, len(things))}
+    queries = [query_at[q.id] for q in left.queries]
+    candidates = [candidate_at[c.id] for c in left.pool]
+    notes = tuple(f"left out: {why}" for why in dict.fromkeys(broken.values()))
+    return left, queries, candidates, notes
+
+
+def _request(
+    collection: Collection, task: Task, queries: Any, pool: Any, options: EvalOptions
+) -> tuple[SearchRequest, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The collection in rows: positives outside the pool are -1; the grades go alongside."""
+    row = {c.id: i for i, c in enumerate(collection.pool)}
+    ids = [q.id for q in collection.queries]
+    positives = [collection.positives(q) for q in ids]
+
+    def ragged(named: Mapping[str, Sequence[str]] | None, default: Sequence[str]) -> Ragged | None:
+        if named is None:
+            return None
+        return Ragged.of([[row[c] for c in named.get(q, default)] for q in ids])
+
+    everything = (
+        list(row) if collection.scope is not None and any(q not in collection.scope for q in ids) else []
+    )
+    request = SearchRequest(
+        queries=queries,
+        pool=pool,
+        k=min(len(row), max([DEPTH, *(m.k or 1 for m in task.metrics)])),
+        positives=Ragged.of([[row.get(c, -1) for c in p] for p in positives]),
+        scope=ragged(collection.scope, everything),
+        exclude=ragged(collection.exclude, ()),
+        device=options.engine.device,
+        memory=options.search_memory,
+    )
+    grades = np.array([g for p in positives for g in p.values()], dtype=np.int64)
+    return request, grades
+
+
+def _score(
+    task: Task,
+    collection: Collection,
+    positives: Ragged,
+    grades: np.ndarray[Any, np.dtype[np.int64]],
+    found: Found,
+) -> dict[str, Any]:
+    def places(rule: TieRule) -> Ranks:
+        return ranks(
+            positives.indptr,
+            grades,
+            score=found.positive_scores,
+            greater=found.greater,
+            equal=found.equal,
+            before=found.before,
+            rule=rule,
+        )
+
+    by_rule = {rule: places(rule) for rule in RULES}
+    values = {str(m): m(by_rule[task.ties]) for m in task.metrics}
+    index = {q.id: i for i, q in enumerate(collection.queries)}
+    groups = {}
+    for name, ids in collection.groups.items():
+        chosen = np.array([index[q] for q in ids], dtype=np.int64)
+        groups[name] = {m.key: _mean(m, values[str(m)][chosen]) for m in task.metrics}
+    headline = {rule: task.headline(by_rule[rule]) for rule in RULES}
+    straddling = int((headline["pessimistic"] != headline["optimistic"]).sum())
+    ties: dict[str, Any] = {
+        "rule": task.ties,
+        "queries_with_ties": len(np.unique(positives.query[found.equal > 0])),
+        "queries_straddling": straddling,
+        **{rule: float(headline[rule].mean()) for rule in RULES},
+    }
+    return {
+        "metrics": {m.key: _mean(m, values[str(m)]) for m in task.metrics},
+        "groups": groups,
+        "ties": ties,
+        "outcomes": {m.key: values[str(m)] for m in task.metrics},
+    }
+
+
+def _mean(metric: Metric, values: np.ndarray[Any, np.dtype[np.float64]]) -> Score:
+    value = float(values.mean()) if len(values) else 0.0
+    return Score(value, mean_ci(values) if len(values) else (0.0, 0.0), len(values))
+
+
+def _write_queries(path: Path, run: Run, outcomes: Mapping[str, Any]) -> None:
+    """Per-query outcomes, one row a query in collection order; no rows for hidden truth."""
+    if not outcomes:
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"query": list(run.query_ids), **outcomes})
+    write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def _provenance(
+    options: EvalOptions,
+    opened: Opened,
+    started: datetime.datetime,
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    import torch
+
+    device = options.engine.device
+    return {
+        "harness": __version__,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "libraries": library_versions("torch", "transformers", "numpy", "pillow"),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": opened.identity.get("dtype", "unknown"),
+        "seed": options.protocol.seed,
+        "searcher": options.searcher,
+        "batch_tokens": options.engine.batch_tokens,
+        "command": shlex.join(["harness", *sys.argv[1:]]),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": {stage: round(s, 4) for stage, s in seconds.items()},
+        **more,
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Revision of the checkout that the harness runs from, and whether it was changed; None in
+    an installed wheel."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one task would cost: counts before anything is encoded."""
+
+    task: str
+    queries: int
+    candidates: int
+    to_encode: int
+    tokens: int
+    state: str
+
+
+def plan(
+    catalog: Catalog,
+    spec: ModelSpec,
+    model_options: Mapping[str, str],
+    tasks: Sequence[Task],
+    options: EvalOptions,
+) -> list[Plan]:
+    """What `evaluate` would do, without loading weights or writing anything."""
+    catalog.searcher(options.searcher)
+    require_data(tasks, options.data, options.protocol)
+    session = Session.start(options)
+    plans = []
+    shared = None if spec.check else open_model(spec, model_options)
+    for task in tasks:
+        protocol_id = digest(task.fingerprint(options.protocol, task_files(task, options, session.digests)))
+        collection, counts = _load(task, options)
+        opened = shared or open_model(spec, {}, collection)
+        items = [_as_read(item(thing), opened.frontend) for thing in (*collection.queries, *collection.pool)]
+        path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
+        lacking = {i.modality for i in items} - set(opened.frontend.modalities)
+        todo = [] if lacking else missing_items(items, session.store(opened), session.digests)
+        state = "unsupported" if lacking else "done" if path.exists() else "to do"
+        tokens = sum(max(1, opened.frontend.cost(i)) for i in todo)
+        plans.append(Plan(task.name, counts["queries"], counts["candidates"], len(todo), tokens, state))
+    return plans

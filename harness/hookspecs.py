@@ -1,0 +1,47 @@
+"""The plugin contract: the hooks that a module behind a `harness` entry point may implement.
+
+A plugin is any module (or object) with functions of these names marked `@hookimpl`; a hook may
+take any subset of the arguments. Return values are plain: models, tasks, suites, backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from harness.model import ModelSpec
+    from harness.result import Result
+    from harness.run import Run, Searcher
+    from harness.task import Suite, Task
+
+hookspec = pluggy.HookspecMarker("harness")
+hookimpl = pluggy.HookimplMarker("harness")
+
+
+@hookspec
+def harness_models() -> Sequence[ModelSpec]:  # type: ignore[empty-body]
+    """Models for `harness eval --model NAME`."""
+
+
+@hookspec
+def harness_tasks() -> Sequence[Task]:  # type: ignore[empty-body]
+    """Tasks for `harness eval --tasks NAME`."""
+
+
+@hookspec
+def harness_suites() -> Sequence[Suite]:  # type: ignore[empty-body]
+    """Suites for `harness eval --suite NAME` and `harness leaderboard NAME`."""
+
+
+@hookspec
+def harness_searchers() -> Sequence[Searcher]:  # type: ignore[empty-body]
+    """Search backends for `harness eval --searcher NAME`."""
+
+
+@hookspec
+def harness_evaluated(result: Result, run: Run, folder: Path) -> None:
+    """Called after a task was evaluated and stored in `folder`: exporters live here."""

@@ -1,0 +1,284 @@
+"""Leaderboards: results in a suite's columns, as Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.errors import HarnessError
+from harness.metrics import Metric
+from harness.result import Result
+from harness.task import Column, Suite, Task
+
+Format = Literal["markdown", "csv", "json"]
+FORMATS: tuple[Format, ...] = ("markdown", "csv", "json")
+GAP = "–"
+SETTINGS = ("split", "profile", "instructions", "seed", "limit", "skip_broken", "compat")
+"""The keys of a result's protocol that a user chose; a row has one value of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A column's place in the table."""
+
+    group: str
+    title: str
+    metric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model under one identity and one set of protocol choices. Values lie in [0, 1]."""
+
+    label: str
+    model: str
+    identity_id: str
+    values: tuple[float | None, ...]
+    average: float | None
+    check: bool
+    marked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Rows best first (by average), check models last; `notes` explain every mark and gap."""
+
+    title: str
+    headings: tuple[Heading, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def tasks_suite(tasks: Sequence[Task]) -> Suite:
+    """A suite with one column for each of these tasks, grouped by data set."""
+    columns = []
+    for task in tasks:
+        data_set, _, variant = task.name.partition("/")
+        columns.append(Column(variant or data_set, data_set if variant else "", (task.name,)))
+    return Suite("tasks", ", ".join(t.name for t in tasks), tuple(columns))
+
+
+def leaderboard(
+    suites: Sequence[Suite], tasks: Mapping[str, Task], results: Iterable[Result], *, limit: int | None = None
+) -> Leaderboard:
+    """The table of `suites` over `results`, only those made with this `limit`.
+
+    A column never mixes data: of results that differ in task version, split or files, those that
+    agree with the newest stay and the others are left out with a note.
+    """
+    columns = [column for suite in suites for column in suite.columns]
+    wanted = {name for column in columns for name in column.tasks}
+    usable = [r for r in results if r.task in wanted and r.protocol.get("limit") == limit]
+    newest: dict[str, Result] = {}
+    for r in sorted(usable, key=_started):
+        if not r.check or r.task not in newest:
+            newest[r.task] = r
+    alike = [r for r in usable if _data(r) == _data(newest[r.task])]
+    cells: dict[tuple[str, str, str], dict[str, Result]] = {}
+    for r in sorted(alike, key=_started):
+        cells.setdefault(_row_key(r), {})[r.task] = r
+    rows = [_row(columns, tasks, found, cells) for found in cells.values()]
+    rows.sort(key=lambda row: (row.check, row.average is None, -(row.average or 0.0), row.label))
+    return Leaderboard(
+        title=" + ".join(suite.title for suite in suites),
+        headings=tuple(Heading(c.group, c.title, _metric(c, tasks).alias) for c in columns),
+        rows=tuple(rows),
+        notes=tuple(_notes(columns, tasks, rows, alike, len(usable) - len(alike), limit)),
+    )
+
+
+def _started(result: Result) -> str:
+    return str(result.provenance.get("started", ""))
+
+
+def _data(result: Result) -> tuple[Any, ...]:
+    protocol = result.protocol
+    return (protocol.get("version"), protocol.get("split"), tuple(sorted(result.files.items())))
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    return {name: result.protocol.get(name) for name in SETTINGS}
+
+
+def _row_key(result: Result) -> tuple[str, str, str]:
+    # A check model's identity holds the qrels of one task: its row goes by the name alone.
+    identity = "" if result.check else result.identity_id
+    return result.model, identity, json.dumps(_settings(result))
+
+
+def _row(
+    columns: Sequence[Column],
+    tasks: Mapping[str, Task],
+    found: Mapping[str, Result],
+    cells: Mapping[tuple[str, str, str], Mapping[str, Result]],
+) -> Row:
+    any_result = next(iter(found.values()))
+    values = tuple(_value(column, tasks, found) for column in columns)
+    counted = [v for v, column in zip(values, columns, strict=True) if column.in_average]
+    present = [v for v in counted if v is not None]
+    average = sum(present) / len(present) if present and len(present) == len(counted) else None
+    settings = _settings(any_result)
+    marked = settings["profile"] != "default" or bool(settings["compat"]) or bool(settings["skip_broken"])
+    return Row(
+        label=_label(any_result, [next(iter(c.values())) for c in cells.values()]),
+        model=any_result.model,
+        identity_id=any_result.identity_id,
+        values=values,
+        average=average,
+        check=any_result.check,
+        marked=marked,
+    )
+
+
+def _label(result: Result, others: Sequence[Result]) -> str:
+    """The model's name, and what sets this row apart from the model's other rows."""
+    same = [r for r in others if r.model == result.model]
+    apart = []
+    for mine, key in ((result.identity, "identity"), (_settings(result), "settings")):
+        theirs = [dict(r.identity) if key == "identity" else _settings(r) for r in same]
+        for name in () if result.check and key == "identity" else mine:
+            if any(t.get(name) != mine[name] for t in theirs):
+                apart.append(f"{name}={mine[name]}")
+    return f"{result.model} ({', '.join(apart)})" if apart else result.model
+
+
+def _metric(column: Column, tasks: Mapping[str, Task]) -> Metric:
+    if column.metric is not None:
+        return column.metric
+    if column.tasks[0] not in tasks:
+        raise HarnessError(f"column {column.title!r} names task {column.tasks[0]!r}, which no plugin offers")
+    return tasks[column.tasks[0]].headline
+
+
+def _value(column: Column, tasks: Mapping[str, Task], found: Mapping[str, Result]) -> float | None:
+    key = _metric(column, tasks).key
+    scores = [found[t].metrics.get(key) if t in found else None for t in column.tasks]
+    values = [s.value for s in scores if s is not None]
+    return sum(values) / len(values) if values and len(values) == len(scores) else None
+
+
+def _notes(
+    columns: Sequence[Column],
+    tasks: Mapping[str, Task],
+    rows: Sequence[Row],
+    results: Sequence[Result],
+    left_out: int,
+    limit: int | None,
+) -> list[str]:
+    notes = []
+    metrics = {_metric(column, tasks) for column in columns}
+    if any(m.kind == "Hit" for m in metrics):
+        notes.append("R@k is hit@k: the share of queries with a relevant candidate among the first k.")
+    if any(None in row.values for row in rows):
+        unsupported = sorted({r.model for r in results if r.status == "unsupported"})
+        reason = f" (unsupported by {', '.join(unsupported)} where it has a gap)" if unsupported else ""
+        notes.append(f"{GAP}: no score{reason}; a row with a gap has no average.")
+    if any(row.marked for row in rows):
+        notes.append("†: made under another prompt profile, a compat switch or without broken items.")
+    if any(row.check for row in rows):
+        notes.append("check: built from the task's own answers to test it; not ranked.")
+    if limit is not None:
+        notes.append(
+            f"PARTIAL: a smoke test on {limit} queries and a cut pool; not comparable with anything."
+        )
+    if left_out:
+        notes.append(f"{left_out} results on other data (task version, split or files) are left out.")
+    return notes
+
+
+def render(board: Leaderboard, form: Format) -> str:
+    """The leaderboard as text that ends in a newline."""
+    return {"markdown": _markdown, "csv": _csv, "json": _json}[form](board)
+
+
+def _markdown(board: Leaderboard) -> str:
+    from tabulate import tabulate
+
+    last = len(board.headings)
+    values = [[*row.values, row.average] for row in board.rows]
+    marks = [
+        _marks([v[c] for v, r in zip(values, board.rows, strict=True) if not r.check])
+        for c in range(last + 1)
+    ]
+    body = []
+    for row, cells in zip(board.rows, values, strict=True):
+        shown = [_cell(v, None if row.check else marks[c], row.marked) for c, v in enumerate(cells)]
+        body.append([f"{_plain(row.label)} *check*" if row.check else _plain(row.label), *shown])
+    titles = ["Model", *(f"{_plain(h.title)} {h.metric}" for h in board.headings), "Avg"]
+    groups = [h.group for h in board.headings]
+    if len(set(groups)) > 1:
+        firsts = [g if i == 0 or groups[i - 1] != g else "" for i, g in enumerate(groups)]
+        header = ["", *map(_plain, firsts), ""]
+        body = [[f"*{t}*" for t in titles], *body]
+    else:
+        header = titles
+    align = ["left", *["right"] * (last + 1)]
+    table = tabulate(body, headers=header, tablefmt="pipe", colalign=align, disable_numparse=True)
+    notes = "".join(f"\n{note}  " for note in board.notes)
+    return f"### {board.title}\n\n{table}\n{notes}\n" if notes else f"### {board.title}\n\n{table}\n"
+
+
+def percent(value: float | None) -> str:
+    """A share as tables show it: percent with one decimal, or a gap."""
+    return GAP if value is None else f"{100 * value:.1f}"
+
+
+def _marks(values: Sequence[float | None]) -> tuple[str | None, str | None]:
+    """The best and the second best of a column, as shown."""
+    shown = sorted({percent(v) for v in values if v is not None}, key=float, reverse=True)
+    if len([v for v in values if v is not None]) < 2:
+        return None, None
+    return shown[0], shown[1] if len(shown) > 1 else None
+
+
+def _cell(value: float | None, marks: tuple[str | None, str | None] | None, dagger: bool) -> str:
+    shown = percent(value)
+    best, second = marks or (None, None)
+    text = f"**{shown}**" if shown == best else f"<u>{shown}</u>" if shown == second else shown
+    return f"{text}†" if dagger and value is not None else text
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break out of a table cell or turn into markup."""
+    for mark in "\\`*_|<>[]":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def _csv(board: Leaderboard) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    titles = [f"{h.group}/{h.title} {h.metric}".lstrip("/") for h in board.headings]
+    writer.writerow(["model", "identity_id", "check", *titles, "Avg"])
+    for row in board.rows:
+        values = ["" if v is None else repr(v) for v in (*row.values, row.average)]
+        writer.writerow([row.label, row.identity_id, str(row.check).lower(), *values])
+    return out.getvalue()
+
+
+def _json(board: Leaderboard) -> str:
+    rows = []
+    for row in board.rows:
+        cells = [
+            {"group": h.group, "title": h.title, "metric": h.metric, "value": v}
+            for h, v in zip(board.headings, row.values, strict=True)
+        ]
+        rows.append(
+            {
+                "model": row.model,
+                "label": row.label,
+                "identity_id": row.identity_id,
+                "check": row.check,
+                "marked": row.marked,
+                "average": row.average,
+                "cells": cells,
+            }
+        )
+    return (
+        json.dumps({"title": board.title, "rows": rows, "notes": board.notes}, indent=2, ensure_ascii=False)
+        + "\n"
+    )

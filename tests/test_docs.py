@@ -1,0 +1,87 @@
+"""What the READMEs show works: code blocks keep the contract, commands and flags exist."""
+
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+from harness.testing import check_model, check_task
+
+ROOT = Path(__file__).parent.parent
+PAGES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.relative_to(ROOT).parts)]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def module(code: str, tmp_path: Path) -> types.ModuleType:
+    """The block as an imported module with a source file."""
+    path = tmp_path / "shown_in_readme.py"
+    path.write_text(code)
+    made = types.ModuleType("shown_in_readme")
+    made.__file__ = str(path)
+    sys.modules["shown_in_readme"] = made
+    exec(compile(code, str(path), "exec"), made.__dict__)
+    return made
+
+
+def test_the_models_of_the_readmes_keep_the_contract(tmp_path):
+    shown = module(next(b for b in blocks(ROOT / "README.md", "python") if "harness_models" in b), tmp_path)
+    (spec,) = shown.harness_models()
+    check_model(spec, tmp_path / "a")
+    other = module(blocks(ROOT / "models" / "README.md", "python")[0], tmp_path)
+    check_model(other.LETTERS, tmp_path / "b")
+
+
+def test_the_task_of_the_readme_keeps_the_contract(tmp_path):
+    shown = module(next(b for b in blocks(ROOT / "README.md", "python") if "harness_tasks" in b), tmp_path)
+    (task,) = shown.harness_tasks()
+    check_task(task, tmp_path)
+
+
+def test_the_task_of_the_tasks_readme_loads(tmp_path):
+    from harness.task import Protocol
+
+    shown = module(blocks(ROOT / "tasks" / "README.md", "python")[0], tmp_path)
+    shown.TASK.mini(tmp_path)
+    collection = shown.TASK.load(tmp_path, Protocol())
+    assert [c.id for c in collection.pool] == ["tit.png"]
+
+
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("harness ")
+    }
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_readmes_exist_with_their_flags(command, monkeypatch, capsys):
+    words = shlex.split(command)
+    verbs = [w for w in words[1:3] if not w.startswith("-")]
+    verbs = verbs[: 2 if words[1] == "list" else 1]
+    monkeypatch.setattr(sys, "argv", ["harness", *verbs, "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    for flag in (w.split("=")[0] for w in words if w.startswith("-")):
+        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", shown), f"{command}: no {flag}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"

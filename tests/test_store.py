@@ -1,0 +1,211 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from harness.content import Image, Item, Text, Video
+from harness.digest import Digests, digest, file_digest
+from harness.errors import BadEmbedding, StorageError
+from harness.store import Store, as_keys, key
+
+IDENTITY = {"model": "m", "weights": "w1"}
+
+
+def rows(n, dim=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float16)
+
+
+def keys(*names):
+    return as_keys(str(n).encode().ljust(16, b"\0") for n in names)
+
+
+def item(*parts, role="query", instruction=None):
+    return Item(role, parts, instruction)
+
+
+def test_a_shard_comes_back_in_any_order_and_in_another_store(tmp_path):
+    a, b = rows(5), rows(3, seed=1)
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys(*"abcde"), a)
+    store.add(keys(*"xyz"), b)
+    for opened in (store, Store(tmp_path, IDENTITY)):
+        got = opened.rows(keys("z", "a", "e", "x", "a"))
+        np.testing.assert_array_equal(got.block(0, 5), np.stack([b[2], a[0], a[4], b[0], a[0]]))
+        np.testing.assert_array_equal(got.take(np.array([3, 0])), np.stack([b[0], b[2]]))
+        assert (len(got), got.dim) == (5, 8)
+        assert opened.missing(keys("a", "q", "z")).tolist() == [False, True, False]
+
+
+def test_a_second_process_reads_what_a_killed_one_wrote(tmp_path):
+    """The third cache fault of the field: a cache that cannot be opened again."""
+    script = f"""
+import os, signal, numpy as np, sys
+from pathlib import Path
+from harness.store import Store, as_keys
+store = Store(Path({str(tmp_path)!r}), {IDENTITY!r})
+store.add(as_keys([b"k1".ljust(16, b"x"), b"k2".ljust(16, b"x")]), np.eye(2, 4, dtype=np.float16))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    got = Store(tmp_path, IDENTITY).rows(as_keys([b"k2".ljust(16, b"x")]))
+    np.testing.assert_array_equal(got.block(0, 1), np.eye(2, 4, dtype=np.float16)[1:])
+
+
+def test_equal_keys_of_another_identity_are_not_found(tmp_path):
+    """The fourth cache fault: one model's answers given for another."""
+    Store(tmp_path, IDENTITY).add(keys("a"), rows(1))
+    assert Store(tmp_path, IDENTITY | {"weights": "w2"}).missing(keys("a")).all()
+    assert not Store(tmp_path, IDENTITY).missing(keys("a")).any()
+
+
+def test_role_instruction_and_every_part_make_the_key(tmp_path):
+    """The second cache fault: a candidate that gets the query's vector."""
+    picture, other = tmp_path / "a.png", tmp_path / "b.png"
+    picture.write_bytes(b"one")
+    other.write_bytes(b"two")
+    digests = Digests()
+    different = [
+        item(Text("cat")),
+        item(Text("cat"), role="candidate"),
+        item(Text("cat"), instruction="Find it."),
+        item(Text("cat"), instruction=""),
+        item(Text("cat "), instruction=None),
+        item(Text("c"), Text("at")),
+        item(Image(picture)),
+        item(Image(other)),
+        item(Image(picture, crop=(0, 0, 1, 1))),
+        item(Image(picture, max_pixels=100)),
+        item(Image(picture), Text("cat")),
+        item(Text("cat"), Image(picture)),
+        item(Video(picture)),
+        item(Video(picture, frames=4)),
+        item(Video(picture, fps=4)),
+        item(Text('["image"]')),
+        item(Text("\ud800")),
+    ]
+    made = [key(i, digests) for i in different]
+    assert len(set(made)) == len(made)
+    assert all(len(k) == 16 for k in made)
+
+
+def test_a_key_follows_the_bytes_of_a_file_not_its_name(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"same")
+    digests = Digests()
+    assert key(item(Image(tmp_path / "a.png")), digests) == key(item(Image(tmp_path / "b.png")), digests)
+    before = key(item(Image(tmp_path / "a.png")), digests)
+    (tmp_path / "a.png").write_bytes(b"changed")
+    assert key(item(Image(tmp_path / "a.png")), digests) != before
+
+
+def test_keys_ending_in_zero_bytes_are_told_apart(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    a, b = b"k" + b"\0" * 15, b"k\1" + b"\0" * 14
+    store.add(as_keys([a, b]), rows(2))
+    again = Store(tmp_path, IDENTITY)
+    np.testing.assert_array_equal(again.rows(as_keys([b])).block(0, 1), rows(2)[1:])
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_shard_is_found_and_only_its_rows_are_missing(tmp_path, how):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys(*"abc"), rows(3))
+    store.add(keys(*"xy"), rows(2, seed=1))
+    manifest = next(p for p in store.folder.glob("*.json") if keys("a").tobytes().hex() in p.read_text())
+    shard = manifest.with_suffix(".npy")
+    data = bytearray(shard.read_bytes())
+    if how == "flip":
+        data[-3] ^= 16
+        shard.write_bytes(data)
+    elif how == "truncate":
+        shard.write_bytes(data[:-1])
+    elif how == "remove":
+        shard.unlink()
+    else:
+        manifest.write_text(manifest.read_text()[:40])
+    again = Store(tmp_path, IDENTITY)
+    assert again.missing(keys(*"abxy")).tolist() == [True, True, False, False]
+    assert again.damaged == [shard.stem]
+    again.add(keys(*"abc"), rows(3))
+    assert not Store(tmp_path, IDENTITY).missing(keys(*"abcxy")).any()
+    np.testing.assert_array_equal(
+        again.rows(keys("c", "y")).block(0, 2), np.stack([rows(3)[2], rows(2, seed=1)[1]])
+    )
+
+
+def test_half_written_shards_are_not_seen(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys("a"), rows(1))
+    (store.folder / "0123.npy").write_bytes(b"rows whose manifest never came")
+    (store.folder / ".0456.json.x.tmp").write_text("{")
+    again = Store(tmp_path, IDENTITY)
+    assert (len(again), again.damaged) == (1, [])
+
+
+def test_a_store_of_a_newer_format_is_refused(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys("a"), rows(1))
+    manifest = next(p for p in store.folder.glob("*.json") if p.name != "identity.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(StorageError, match="newer harness"):
+        Store(tmp_path, IDENTITY)
+
+
+def test_one_identity_has_one_dimension(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys("a"), rows(1))
+    with pytest.raises(BadEmbedding, match="9 columns, 8 before"):
+        store.add(keys("b"), rows(1, dim=9))
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        Store(tmp_path / name, IDENTITY).add(keys(*"ab"), rows(2))
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("one", "two")
+    )
+    assert one == two
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    memory = tmp_path / "digests.sqlite"
+    first = Digests(memory)
+    assert first(file) == file_digest(file)
+    first.save()
+    stamp = file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert Digests(memory)(file) == first(file)  # same size and time: the file was not read again
+    file.write_bytes(b"three")
+    assert Digests(memory)(file) == file_digest(file)
+
+
+def test_a_database_that_cannot_be_used_costs_only_time(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    bad = tmp_path / "digests.sqlite"
+    bad.write_bytes(b"this is not a database" * 100)
+    digests = Digests(bad)
+    assert digests(file) == file_digest(file)
+    digests.save()
+
+
+def test_a_folder_digest_follows_names_and_contents(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x").write_text("1")
+    first = Digests().tree([("d", tmp_path / "d")])
+    (tmp_path / "d" / "x").rename(tmp_path / "d" / "y")
+    assert Digests().tree([("d", tmp_path / "d")]) != first
+
+
+def test_digest_is_canonical():
+    assert digest({"b": 1, "a": [2, frozenset({"y", "x"})]}) == digest({"a": [2, ["x", "y"]], "b": 1})
+    assert len(digest("x", length=12)) == 12
+    with pytest.raises(TypeError, match="cannot digest"):
+        digest(object())

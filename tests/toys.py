@@ -1,0 +1,169 @@
+"""Toy models and tasks for tests of the engine: content hashes as vectors, faults on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pluggy
+
+from harness import hookspecs
+from harness.collection import Collection, Pool
+from harness.content import Candidate, Image, Item, Query, Text
+from harness.encode import EngineOptions
+from harness.evaluate import EvalOptions
+from harness.media import open_picture
+from harness.metrics import MRR, Hit, Metric, Recall
+from harness.model import ModelSpec
+from harness.registry import Catalog
+from harness.search import TORCH
+from harness.task import Column, Need, Protocol, Suite, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """A hash of the content as the vector; `fault` breaks it, `log` records what was embedded."""
+
+    name: str = "toy"
+    weights: str = "w1"
+    modalities: frozenset[str] = frozenset({"text", "image", "image,text"})
+    fault: str = ""
+    log: Path | None = None
+    sleep: float = 0.0
+    fits: int = 10**9
+    dim: int = 32
+    reads_instructions: bool = True
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {"weights": self.weights, "version": "1", "dim": str(self.dim)}
+
+    def cost(self, item: Item) -> int:
+        return sum(len(p.text) if isinstance(p, Text) else 16 for p in item.parts) + 1
+
+    def prepare(self, items: Sequence[Item]) -> list[str]:
+        return [repr([self._content(p) for p in i.parts] + [i.instruction]) for i in items]
+
+    def _content(self, part: Any) -> str:
+        if isinstance(part, Image):
+            return hashlib.sha256(open_picture(part).tobytes()).hexdigest()
+        return str(part.text)
+
+    def load(self, device: str) -> ToyEmbedder:
+        return ToyEmbedder(self)
+
+    def open(self, options: Mapping[str, str]) -> Toy:
+        return self
+
+
+class ToyEmbedder:
+    def __init__(self, toy: Toy) -> None:
+        self.toy = toy
+        self.calls: list[int] = []
+
+    def embed(self, batch: list[str]) -> Any:
+        import torch
+
+        toy = self.toy
+        time.sleep(toy.sleep)
+        if len(batch) > toy.fits:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        self.calls.append(len(batch))
+        if toy.log is not None:
+            with toy.log.open("a") as log:
+                log.write("".join(f"{os.getpid()} {hashlib.md5(b.encode()).hexdigest()}\n" for b in batch))
+        rows = torch.stack([_vector(toy.weights + b, toy.dim) for b in batch])
+        if toy.fault == "nan":
+            rows[-1, 3] = float("nan")
+        if toy.fault == "zero":
+            rows[0] = 0
+        if toy.fault == "constant":
+            rows[:] = 1.0
+        if toy.fault == "count":
+            rows = rows[1:]
+        if toy.fault == "interrupt":
+            raise KeyboardInterrupt
+        return rows
+
+
+def _vector(text: str, dim: int) -> Any:
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(dim, dtype=np.float32))
+
+
+def spec(toy: Toy) -> ModelSpec:
+    return ModelSpec(
+        name=toy.name,
+        title="a toy",
+        open=toy.open,
+        tiny=lambda folder: {},
+        source="tests",
+        licence="Apache-2.0",
+    )
+
+
+def texts(n: int, *, prefix: str = "candidate") -> list[Candidate]:
+    return [Candidate(f"c{i}", (Text(f"{prefix} {i}" + " word" * (i % 7)),)) for i in range(n)]
+
+
+def collection(n: int = 12, *, candidates: Sequence[Candidate] | None = None) -> Collection:
+    """n queries; query i is about candidate i."""
+    pool = list(candidates if candidates is not None else texts(n))
+    queries = [Query(f"q{i}", (Text(f"question {i}"),), "Find it.") for i in range(n)]
+    qrels = {f"q{i}": {pool[i].id: 1} for i in range(n)}
+    return Collection(queries, Pool("toys", pool), qrels)
+
+
+def task(
+    load: Callable[[], Collection],
+    name: str = "toys/a",
+    *,
+    metrics: tuple[Metric, ...] = (Hit(1), Recall(5), MRR(10)),
+    needs: Sequence[Need] = (),
+    **more: Any,
+) -> Task:
+    return Task(
+        name=name,
+        title=name,
+        load=lambda data, protocol: load(),
+        metrics=metrics,
+        needs=lambda protocol: needs,
+        mini=lambda folder: None,
+        source="tests",
+        licence="Apache-2.0",
+        **more,
+    )
+
+
+def catalog(models: Sequence[ModelSpec], tasks: Sequence[Task]) -> Catalog:
+    manager = pluggy.PluginManager("harness")
+    manager.add_hookspecs(hookspecs)
+    columns = tuple(Column(t.name, "", (t.name,)) for t in tasks)
+    return Catalog(
+        models={m.name: m for m in models},
+        tasks={t.name: t for t in tasks},
+        suites={"toys": Suite("toys", "Toys", columns)},
+        searchers={"torch": TORCH},
+        plugins=(),
+        manager=manager,
+    )
+
+
+def places(folder: Path, *, limit: int | None = None, skip_broken: bool = False, **more: Any) -> EvalOptions:
+    engine = {k: more.pop(k) for k in ("batch_tokens", "workers") if k in more}
+    return EvalOptions(
+        data=folder / "data",
+        output_dir=folder / "runs",
+        cache_dir=folder / "cache",
+        protocol=Protocol(limit=limit, skip_broken=skip_broken),
+        engine=EngineOptions(quiet=True, **{"workers": 0, **engine}),
+        **more,
+    )
