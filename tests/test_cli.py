@@ -293,7 +293,7 @@ def harness_models():
 
 @hookimpl
 def harness_tasks():
-    return [toys.task(lambda n=n: toys.collection(n), f"slow/{n}") for n in (30, 60)]
+    return [toys.task(lambda n=n: toys.collection(n), "slow/" + str(n)) for n in (30, 60)]
 """
 
 
