@@ -75,7 +75,10 @@ CacheDir = Annotated[
     typer.Option("--cache-dir", envvar="HARNESS_CACHE", help="Where embeddings and file digests are kept."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens.")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens; default by the device."),
+]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode and tokenise; default by the machine.")
 ]
@@ -132,7 +135,7 @@ def evaluate(
     output_dir: OutputDir = Path("results/runs"),
     cache_dir: CacheDir = DEFAULT_CACHE,
     device: Device = "auto",
-    batch_tokens: BatchTokens = 16_384,
+    batch_tokens: BatchTokens = None,
     workers: Workers = None,
     searcher: SearcherName = "torch",
     search_memory: SearchMemory = "1G",
@@ -153,7 +156,7 @@ def evaluate(
 
     Only what the cache lacks is encoded; a run that was stopped goes on where it was.
     """
-    from harness.encode import EngineOptions
+    from harness.encode import EngineOptions, default_batch_tokens
     from harness.evaluate import EvalOptions
     from harness.evaluate import evaluate as run_evaluation
     from harness.task import Protocol
@@ -164,12 +167,13 @@ def evaluate(
     given = _model_options(model_arg)
     if instructions not in INSTRUCTIONS:
         raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
+    device = _device(device)
     options = EvalOptions(
         data=data,
         output_dir=output_dir,
         cache_dir=cache_dir.expanduser(),
         protocol=Protocol(split, prompt_profile, instructions, seed, limit, skip_broken),
-        engine=EngineOptions(_device(device), batch_tokens, workers, quiet),
+        engine=EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet),
         searcher=searcher,
         search_memory=_bytes(search_memory),
         overwrite=overwrite_strategy.value,

