@@ -324,7 +324,7 @@ def list_plugins(as_json: AsJson = False, verbose: Verbose = False) -> None:
 
 def main() -> None:
     """The console script: 0 done, 1 some tasks failed, 2 one clear error, 130 interrupted."""
-    arguments = [_dashed(a) for a in sys.argv[1:]]
+    arguments = _normal(sys.argv[1:])
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments, prog_name="harness")
@@ -336,10 +336,16 @@ def main() -> None:
         sys.exit(1)
 
 
-def _dashed(argument: str) -> str:
-    """`--model_arg` is accepted for `--model-arg`."""
-    match = re.match(r"--[A-Za-z][\w-]*", argument)
-    return match.group().replace("_", "-") + argument[match.end() :] if match else argument
+def _normal(arguments: Sequence[str]) -> list[str]:
+    """`--model_arg` for `--model-arg`, and several KEY=VALUE after one `--model-arg`."""
+    normal: list[str] = []
+    for argument in arguments:
+        if match := re.match(r"--[A-Za-z][\w-]*", argument):
+            argument = match.group().replace("_", "-") + argument[match.end() :]
+        elif normal[-2:-1] == ["--model-arg"] and re.match(r"[\w-]+=", argument):
+            normal.append("--model-arg")
+        normal.append(argument)
+    return normal
 
 
 def _say(line: str) -> None:

@@ -5,12 +5,14 @@ Pixels are those that the data sets' official loaders see: no EXIF rotation, tra
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -163,6 +165,16 @@ def frames(video: Video, *, count: int = DEFAULT_FRAMES) -> list[PIL.Image.Image
 
     pixels = _by_installed(video.path, (partial(_by_pyav, choose), partial(_by_decord, choose)))
     return [Pil.fromarray(frame) for frame in pixels]
+
+
+@cache
+def decoder() -> str:
+    """The library that reads clips here, and its version: part of a clip's key in the store, so that
+    installing one leaves the vectors of texts and pictures alone."""
+    for name in ("av", "decord"):
+        if importlib.util.find_spec(name) is not None:
+            return f"{name} {metadata.version(name)}"
+    return "none"
 
 
 def clip_info(path: Path) -> ClipInfo:

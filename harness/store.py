@@ -18,6 +18,7 @@ from harness.content import Image, Item, Part, Text
 from harness.digest import Digests
 from harness.errors import BadEmbedding, StorageError
 from harness.files import write_atomic, write_text
+from harness.media import decoder
 from harness.model import identity_id
 
 FORMAT = 1
@@ -42,7 +43,7 @@ def _content(part: Part, digests: Digests) -> list[Any]:
         return ["text", part.text]
     if isinstance(part, Image):
         return ["image", digests(part.path), part.crop, part.max_pixels]
-    return ["video", digests(part.path), part.frames, part.fps]
+    return ["video", digests(part.path), part.frames, part.fps, decoder()]
 
 
 def as_keys(keys: Iterable[bytes]) -> Keys:

@@ -92,7 +92,7 @@ class ClipFrontend:
             "prompt": "bare text",
             "dtype": self.dtype,
             "video_frames": str(self.video_frames),
-            **library_versions("open-clip-torch", "torch", "torchvision", "timm", "pillow", "decord", "av"),
+            **library_versions("open-clip-torch", "torch", "torchvision", "timm", "pillow"),
         }
 
     @property

@@ -69,9 +69,7 @@ class ConseFrontend:
             "temperature": str(TEMPERATURE),
             "max_tokens": str(self.text.max_tokens),
             "video_frames": str(VIDEO_FRAMES),
-            **library_versions(
-                "torch", "torchvision", "transformers", "tokenizers", "pillow", "decord", "av"
-            ),
+            **library_versions("torch", "torchvision", "transformers", "tokenizers", "pillow"),
         }
 
     @property

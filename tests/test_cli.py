@@ -78,6 +78,13 @@ def test_underscores_are_accepted_for_dashes(cli):
     assert "| random" in out
 
 
+def test_several_model_options_may_follow_one_flag(cli):
+    code, _, _ = eval_random(cli, "--model-arg", "dim=8", "seed=3", "-o", "out")
+    (result,) = Path("out").rglob("*.json")
+    identity = json.loads(result.read_text())["identity"]
+    assert (code, identity["dim"], identity["seed"]) == (0, "8", "3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
