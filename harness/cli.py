@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness import __version__
+from harness import __version__, files
 from harness.errors import HarnessError, UnknownName
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ app = typer.Typer(
     help="Evaluate multimodal retrieval models: exact protocols, cached embeddings, leaderboards.",
 )
 list_app = typer.Typer(no_args_is_help=True, help="What is installed: models, tasks, suites, plugins.")
+data_app = typer.Typer(no_args_is_help=True, help="The data sets below the data root.")
 app.add_typer(list_app, name="list")
+app.add_typer(data_app, name="data")
 
 GAP = "–"
-INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4")
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "umr-harness"
+INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
 
 
 class Overwrite(StrEnum):
@@ -71,8 +72,12 @@ SuiteNames = Annotated[
 Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="The data root.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Where results go.")]
 CacheDir = Annotated[
-    Path,
-    typer.Option("--cache-dir", envvar="HARNESS_CACHE", help="Where embeddings and file digests are kept."),
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        envvar="HARNESS_CACHE",
+        help="For embeddings, file digests and tables; default: ~/.cache/umr-harness.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
 BatchTokens = Annotated[
@@ -87,7 +92,10 @@ SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, su
 Split = Annotated[str | None, typer.Option(help="The split; default: the one that the task is published on.")]
 Profile = Annotated[str, typer.Option("--prompt-profile", help="Whose prompts.")]
 Instructions = Annotated[
-    str, typer.Option(help="Which of several instructions a query gets: hash, first, none, 1, 2, 3 or 4.")
+    str,
+    typer.Option(
+        help="Which of several instructions a query gets: hash, first, none, 1 to 4, or all (their mean)."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of what is drawn (instructions).")]
 Limit = Annotated[
@@ -107,6 +115,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no closing remarks.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="The plan as JSON.")]
+DataNames = Annotated[
+    list[str] | None, typer.Argument(metavar="NAME…", help="Tasks, suites, data sets or globs; default: all.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -133,7 +144,7 @@ def evaluate(
     suite: SuiteNames = None,
     data: Data = Path("data"),
     output_dir: OutputDir = Path("results/runs"),
-    cache_dir: CacheDir = DEFAULT_CACHE,
+    cache_dir: CacheDir = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
@@ -168,10 +179,12 @@ def evaluate(
     if instructions not in INSTRUCTIONS:
         raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
     device = _device(device)
+    if cache_dir is not None:
+        os.environ["HARNESS_CACHE"] = str(cache_dir)  # tables of candidates are built there too
     options = EvalOptions(
         data=data,
         output_dir=output_dir,
-        cache_dir=cache_dir.expanduser(),
+        cache_dir=files.cache_dir(),
         protocol=Protocol(split, prompt_profile, instructions, seed, limit, skip_broken),
         engine=EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet),
         searcher=searcher,
@@ -320,6 +333,69 @@ def list_plugins(as_json: AsJson = False, verbose: Verbose = False) -> None:
         for row in rows:
             if row["error"]:
                 typer.echo(f"\n{row['name']}:\n{row['error']}")
+
+
+@data_app.command("status")
+def data_status(
+    names: DataNames = None,
+    data: Data = Path("data"),
+    split: Split = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every file, look for every picture.")] = False,
+) -> None:
+    """Say what is there, what is missing and where to get it; with --deep, what is wrong in it.
+
+    Exits with 1 where something is missing or wrong.
+    """
+    from harness.task import Protocol
+
+    protocol = Protocol(split=split)
+    said: set[str] = set()
+    bad = False
+    for task in _named(_catalog(), names):
+        lines = [
+            f"{data / need.path} is missing: {need.source}"
+            for need in task.needs(protocol)
+            if need.find(data) is None
+        ]
+        if not lines and task.verify is not None:
+            lines = list(task.verify(data, protocol, deep))
+        typer.echo(f"{task.name}: {'ok' if not lines else f'{len(lines)} problems'}")
+        for line in lines:
+            if line not in said:
+                typer.echo(f"    {line}")
+        said.update(lines)
+        bad = bad or bool(lines)
+    if bad:
+        raise typer.Exit(1)
+
+
+@data_app.command("make-mini")
+def data_make_mini(
+    name: Annotated[str, typer.Argument(help="A task, suite, data set or glob.")],
+    out: Annotated[Path, typer.Argument(help="The data root to write it below.")],
+) -> None:
+    """Write a small faithful copy of a data set's layout, to try things on."""
+    tasks = _named(_catalog(), [name])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for mini in dict.fromkeys(task.mini for task in tasks):
+            mini(out)
+    except OSError as error:
+        raise files.storage_error(out, error) from error
+    more = f" and {len(tasks) - 1} more tasks" if len(tasks) > 1 else ""
+    typer.echo(f"{out} holds the miniature of {tasks[0].name}{more}: use it with --data {out}")
+
+
+def _named(catalog: Catalog, names: Sequence[str] | None) -> list[Task]:
+    """Tasks by name, glob or suite, or by the first word of their names (mbeir for mbeir-local/…)."""
+    chosen: dict[str, Task] = {}
+    for name in _split(names) or ["*"]:
+        family = re.compile(re.escape(name) + "[-/]")
+        found = [task for task in catalog.tasks.values() if family.match(task.name)]
+        if name in catalog.suites:
+            found = catalog.select([], [name])
+        chosen |= {task.name: task for task in found or catalog.select([name], [])}
+    return list(chosen.values())
 
 
 def main() -> None:

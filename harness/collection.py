@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from harness.content import Candidate, Query
 from harness.errors import DataInvalid
 
+T = TypeVar("T")
 Qrels = Mapping[str, Mapping[str, int]]
 """query id → candidate id → grade; a grade of 1 or more is relevant."""
 
 
 @dataclass(frozen=True, slots=True)
+class Chain(Sequence[T]):
+    """Sequences one after another, as one; nothing is copied."""
+
+    parts: tuple[Sequence[T], ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self.parts)
+
+    def __getitem__(self, at: int) -> T:  # type: ignore[override]
+        left = at if at >= 0 else at + len(self)
+        for part in self.parts if left >= 0 else ():
+            if left < len(part):
+                return part[left]
+            left -= len(part)
+        raise IndexError(at)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subset(Sequence[T]):
+    """Some rows of a sequence, ascending, as one; nothing is copied."""
+
+    base: Sequence[T]
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> T:  # type: ignore[override]
+        return self.base[int(self.rows[at])]
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
-    """The candidates searched, in their fixed order; a union of pools is a pool."""
+    """The candidates searched, in their fixed order; a union of pools is a pool.
+
+    A sequence of candidates may be a file: one that offers `ids` (a sequence of strings),
+    `modalities` and a `fingerprint`, as `harness.table.Table` does, is never read more often than
+    needed.
+    """
 
     name: str
     candidates: Sequence[Candidate] | tuple[Pool, ...]
@@ -36,6 +81,34 @@ class Pool:
 
     def __len__(self) -> int:
         return sum(map(len, self.leaves()))
+
+    @property
+    def sequence(self) -> Sequence[Candidate]:
+        """All candidates in order, by integer index."""
+        leaves = tuple(self.leaves())
+        return leaves[0] if len(leaves) == 1 else Chain(leaves)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of all candidates in order."""
+        return _ids(self.sequence)
+
+    def rows_of(self, ids: Container[str]) -> dict[str, int]:
+        """The row of each of these ids that is in the pool."""
+        return {name: row for row, name in enumerate(self.ids) if name in ids}
+
+    def subset(self, rows: npt.NDArray[np.int64]) -> Pool:
+        """The pool cut to these rows (ascending)."""
+        return self if len(rows) == len(self) else Pool(self.name, Subset(self.sequence, rows))
+
+
+def _ids(candidates: Sequence[Candidate]) -> Sequence[str]:
+    if isinstance(candidates, Chain):
+        return Chain(tuple(map(_ids, candidates.parts)))
+    if isinstance(candidates, Subset):
+        return Subset(_ids(candidates.base), candidates.rows)
+    ids: Sequence[str] | None = getattr(candidates, "ids", None)
+    return [c.id for c in candidates] if ids is None else ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +142,35 @@ class Collection:
             left = {q: {c: g for c, g in grades.items() if c not in gone} for q, grades in qrels.items()}
             lost |= {q for q in qrels if self.positives(q) and not any(g > 0 for g in left[q].values())}
             qrels = {q: grades for q, grades in left.items() if q not in lost}
-        return self._keep({q.id for q in self.queries} - lost, {c.id for c in self.pool} - gone, qrels)
+        return self._keep(lambda query: query not in lost, lambda candidate: candidate not in gone, qrels)
 
     def limited(self, n: int) -> Collection:
         """A smoke test: the first `n` queries, and all they need plus the first `n` candidates."""
         queries = {q.id for q in islice(self.queries, n)}
-        needed = {c.id for c in islice(self.pool, n)}
+        needed = set(islice(self.pool.ids, n))
         for named in (self.qrels, self.scope, self.exclude):
             for query in queries:
                 needed.update((named or {}).get(query, ()))
         qrels = None if self.qrels is None else {q: g for q, g in self.qrels.items() if q in queries}
-        return self._keep(queries, needed, qrels)
+        return self._keep(queries.__contains__, needed.__contains__, qrels)
 
-    def _keep(self, queries: set[str], candidates: set[str], qrels: Qrels | None) -> Collection:
+    def _keep(
+        self, query: Callable[[str], bool], candidate: Callable[[str], bool], qrels: Qrels | None
+    ) -> Collection:
         def narrowed(named: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
             if named is None:
                 return None
-            return {q: [c for c in ids if c in candidates] for q, ids in named.items() if q in queries}
+            return {q: list(filter(candidate, ids)) for q, ids in named.items() if query(q)}
 
+        rows = [row for row, name in enumerate(self.pool.ids) if candidate(name)]
         return dataclasses.replace(
             self,
-            queries=[q for q in self.queries if q.id in queries],
-            pool=Pool(self.pool.name, [c for c in self.pool if c.id in candidates]),
+            queries=[q for q in self.queries if query(q.id)],
+            pool=self.pool.subset(np.array(rows, dtype=np.int64)),
             qrels=qrels,
             scope=narrowed(self.scope),
             exclude=narrowed(self.exclude),
-            groups={name: [q for q in ids if q in queries] for name, ids in self.groups.items()},
+            groups={name: list(filter(query, ids)) for name, ids in self.groups.items()},
         )
 
 
@@ -107,56 +183,84 @@ def checked(collection: Collection) -> tuple[Collection, dict[str, int]]:
     contents, a repeated query id, an item without parts, qrels, scope or groups of queries that
     are not there, a scope or an exclusion naming unknown candidates, an empty pool.
     """
+    pool = collection.pool
     queries = {}
     for query in collection.queries:
         if query.id in queries:
             raise DataInvalid(f"query id {query.id!r} occurs twice: query ids must be unique")
         queries[query.id] = query
-    candidates: dict[str, Candidate] = {}
-    repeats = 0
-    for candidate in collection.pool:
-        first = candidates.setdefault(candidate.id, candidate)
-        if first is not candidate:
-            if first != candidate:
-                raise DataInvalid(
-                    f"candidate id {candidate.id!r} has two contents in pool {collection.pool.name!r}:"
-                    f" {_brief(first)} and {_brief(candidate)}"
-                )
-            repeats += 1
-    for kind, things in (("query", queries), ("candidate", candidates)):
-        for thing in things.values():
-            if not thing.parts:
-                raise DataInvalid(f"{kind} {thing.id!r} has no part: give it a text, a picture or a clip")
+        _require_parts("query", query)
     if not queries:
         raise DataInvalid("there are no queries")
-    if not candidates:
-        raise DataInvalid(f"pool {collection.pool.name!r} has no candidates")
-    for kind, named in (("scope", collection.scope), ("exclude", collection.exclude)):
-        for query_id, ids in (named or {}).items():
+    if not len(pool):
+        raise DataInvalid(f"pool {pool.name!r} has no candidates")
+    for leaf in pool.leaves():
+        if getattr(leaf, "fingerprint", None) is None:  # a table has checked its rows
+            for candidate in leaf:
+                _require_parts("candidate", candidate)
+    repeats = _repeats(pool)
+    positives = {q: collection.positives(q) for q in collection.qrels or {}}
+    limits = {"scope": collection.scope or {}, "exclude": collection.exclude or {}}
+    named = {c for lists in (positives, *limits.values()) for ids in lists.values() for c in ids}
+    present = pool.rows_of(named)
+    for kind, lists in limits.items():
+        for query_id, ids in lists.items():
             _known(kind, [query_id], queries, "query")
-            _known(f"{kind} of query {query_id!r}", ids, candidates, "candidate")
+            _known(f"{kind} of query {query_id!r}", ids, present, "candidate")
     for group, ids in collection.groups.items():
         _known(f"group {group!r}", ids, queries, "query")
-    counts = {"queries": len(queries), "candidates": len(candidates), "repeats_dropped": repeats}
+    counts = {
+        "queries": len(queries),
+        "candidates": len(pool) - len(repeats),
+        "repeats_dropped": len(repeats),
+    }
     if collection.qrels is not None:
         _known("qrels", collection.qrels, queries, "query")
-        relevant = [(q, c) for q in collection.qrels for c in collection.positives(q)]
-        outside = sum(c not in candidates for _, c in relevant)
+        relevant = [c for grades in positives.values() for c in grades]
+        outside = sum(c not in present for c in relevant)
         if relevant and outside == len(relevant):
             raise DataInvalid(
-                f"none of the {outside} positives in the qrels is in pool {collection.pool.name!r}"
-                f" (first: {relevant[0][1]!r}): qrels and pool do not belong together"
+                f"none of the {outside} positives in the qrels is in pool {pool.name!r}"
+                f" (first: {relevant[0]!r}): qrels and pool do not belong together"
             )
-        judged = {q for q, _ in relevant}
         counts |= {
             "qrels": len(relevant),
             "positives_outside_pool": outside,
-            "queries_without_qrels": len(queries) - len(judged),
+            "queries_without_qrels": len(queries) - sum(map(bool, positives.values())),
         }
-    if repeats:
-        pool = Pool(collection.pool.name, list(candidates.values()))
-        collection = dataclasses.replace(collection, pool=pool)
+    if len(repeats):
+        kept = np.delete(np.arange(len(pool), dtype=np.int64), repeats)
+        collection = dataclasses.replace(collection, pool=pool.subset(kept))
     return collection, counts
+
+
+def _repeats(pool: Pool) -> list[int]:
+    """The rows whose candidate stands earlier in the pool too; raises DataInvalid where one id has
+    two contents. Ids are compared by their hashes first: millions of them need not be kept."""
+    ids = pool.ids
+    hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
+    order = np.argsort(hashes, kind="stable")
+    alike = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    suspects = np.unique(np.concatenate([order[alike], order[alike + 1]]))
+    first: dict[str, Candidate] = {}
+    repeats = []
+    candidates = pool.sequence
+    for row in suspects.tolist():
+        candidate = candidates[row]
+        known = first.setdefault(candidate.id, candidate)
+        if known is not candidate:
+            if known != candidate:
+                raise DataInvalid(
+                    f"candidate id {candidate.id!r} has two contents in pool {pool.name!r}:"
+                    f" {_brief(known)} and {_brief(candidate)}"
+                )
+            repeats.append(row)
+    return repeats
+
+
+def _require_parts(kind: str, thing: Query | Candidate) -> None:
+    if not thing.parts:
+        raise DataInvalid(f"{kind} {thing.id!r} has no part: give it a text, a picture or a clip")
 
 
 def _known(place: str, ids: Iterable[str], known: Mapping[str, object], kind: str) -> None:

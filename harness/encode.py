@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.collection import Subset
 from harness.content import Image, Item, Text, Video
 from harness.digest import Digests
 from harness.errors import BadEmbedding, DataInvalid, HarnessError
 from harness.model import Batch, Embedder, Frontend
 from harness.progress import progress
-from harness.run import Rows
-from harness.store import Half, Keys, Store, as_keys, key
+from harness.store import Half, Keys, Store, key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +58,18 @@ class Stats:
     """What encoding did: seconds by stage, and counts."""
 
     items: int = 0
-    distinct: int = 0
     embedded: int = 0
     batches: int = 0
     cost: int = 0
     padded_cost: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Stats) -> None:
+        """Add up what the parts of a task took."""
+        for name in ("items", "embedded", "batches", "cost", "padded_cost"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def spend(self, stage: str, since: float) -> float:
         now = time.perf_counter()
@@ -70,102 +78,95 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Rows in the order of the items; `broken` says why some items have none."""
+class Keyed:
+    """The keys of some items in their order; `broken` says why some can have no row."""
 
     keys: Keys
     broken: Mapping[int, str]
-
-    def rows(self, store: Store, items: Sequence[int]) -> Rows:
-        """The stored rows of these items."""
-        return store.rows(self.keys[np.asarray(items, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What is left to do: the distinct missing items in order of first appearance."""
 
-    items: list[Item]
+    items: Sequence[Item]
     keys: Keys
     costs: npt.NDArray[np.int64]
 
 
+def key_items(items: Sequence[Item], digests: Digests) -> Keyed:
+    """The keys under which the store has, or will have, the rows of `items`. Media that are not
+    there are `broken`: that is known before any weights load."""
+    broken = {}
+
+    def each() -> Iterator[bytes]:
+        for i, item in enumerate(items):
+            try:
+                yield key(item, digests)
+            except OSError as error:
+                broken[i] = f"{error.filename} cannot be read ({(error.strerror or str(error)).lower()})"
+                yield b""
+
+    keys = np.fromiter(each(), dtype="S16", count=len(items))
+    digests.save()
+    return Keyed(keys, broken)
+
+
+def missing_rows(keyed: Keyed, store: Store) -> npt.NDArray[np.int64]:
+    """Where each distinct key that the store lacks appears first: what has to be embedded."""
+    _, first = np.unique(keyed.keys, return_index=True)
+    first = np.sort(first)
+    if keyed.broken:
+        first = first[~np.isin(first, list(keyed.broken))]
+    return first[store.missing(keyed.keys[first])]
+
+
 def encode(
     items: Sequence[Item],
+    keyed: Keyed,
     frontend: Frontend,
     load: Callable[[], Embedder],
     store: Store,
-    digests: Digests,
     options: EngineOptions,
     *,
     title: str,
     check: bool = False,
-    skip_broken: bool = False,
-) -> tuple[Encoded, Stats]:
-    """Embed whatever the store lacks of `items`.
+) -> tuple[Keyed, Stats]:
+    """Embed whatever the store lacks of `items`, which may be a view of a file.
 
     Batches are a pure function of the missing items and the budget; `load` is called only when
-    something is missing. Items whose media cannot be read come back in `broken`; without
-    `skip_broken`, media that are not there at all stop it before any weights load. Raises
+    something is missing. Items whose media cannot be decoded come back in `broken`. Raises
     BadEmbedding for rows that cannot be right (unless the model is a `check`).
     """
     stats = Stats(items=len(items))
     clock = time.perf_counter()
-    keys, broken = _keys(items, digests)
-    if broken and not skip_broken:
-        raise broken_items(broken)
-    first: dict[bytes, int] = {}
-    for i, k in enumerate(keys):
-        if i not in broken:
-            first.setdefault(k, i)
-    stats.distinct = len(first)
-    unique = as_keys(first)
-    absent = store.missing(unique)
-    todo = [i for i, gone in zip(first.values(), absent, strict=True) if gone]
+    todo = missing_rows(keyed, store)
     clock = stats.spend("look_up", clock)
-    unreadable: dict[bytes, str] = {}
-    if todo:
-        chosen, costs = [], []
-        for i in todo:
-            try:
-                costs.append(max(1, frontend.cost(items[i])))
-                chosen.append(i)
-            except (DataInvalid, OSError) as error:
-                unreadable[keys[i]] = str(error)
-        stats.spend("cost", clock)
-        plan = _Plan([items[i] for i in chosen], as_keys(keys[i] for i in chosen), np.array(costs, np.int64))
-        unreadable |= _embed_all(plan, frontend, load, store, options, stats, title, check)
-        digests.save()
-    if unreadable:
-        broken = broken | {i: unreadable[k] for i, k in enumerate(keys) if k in unreadable}
-    return Encoded(as_keys(keys), broken), stats
-
-
-def broken_items(broken: Mapping[int, str]) -> DataInvalid:
-    """One line for media that cannot be read: how many, the first three, and the remedy."""
-    reasons = list(dict.fromkeys(broken.values()))
-    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-    return DataInvalid(f"{shown} (mend the data, or leave such items out with --skip-broken)")
-
-
-def missing_items(items: Sequence[Item], store: Store, digests: Digests) -> list[Item]:
-    """The distinct items that the store lacks: what `plan` reports."""
-    keys, broken = _keys(items, digests)
-    first = {k: item for i, (k, item) in enumerate(zip(keys, items, strict=True)) if i not in broken}
-    absent = store.missing(as_keys(first))
-    return [item for item, gone in zip(first.values(), absent, strict=True) if gone]
-
-
-def _keys(items: Sequence[Item], digests: Digests) -> tuple[list[bytes], dict[int, str]]:
-    keys, broken = [], {}
-    for i, item in enumerate(items):
+    if not len(todo):
+        return keyed, stats
+    costs, readable, unreadable = [], [], {}
+    for i in todo.tolist():
         try:
-            keys.append(key(item, digests))
-        except OSError as error:
-            keys.append(b"\0" * 16)
-            broken[i] = f"{error.filename} cannot be read ({(error.strerror or str(error)).lower()})"
-    digests.save()
-    return keys, broken
+            costs.append(max(1, frontend.cost(items[i])))
+            readable.append(i)
+        except (DataInvalid, OSError) as error:
+            unreadable[keyed.keys[i]] = str(error)
+    stats.spend("cost", clock)
+    chosen = np.array(readable, dtype=np.int64)
+    plan = _Plan(Subset(items, chosen), keyed.keys[chosen], np.array(costs, np.int64))
+    if len(chosen):
+        unreadable |= _embed_all(plan, frontend, load, store, options, stats, title, check)
+    if unreadable:
+        more = {i: unreadable[k] for i, k in enumerate(keyed.keys) if k in unreadable}
+        keyed = Keyed(keyed.keys, {**keyed.broken, **more})
+    return keyed, stats
+
+
+def broken_items(reasons: Iterable[str]) -> DataInvalid:
+    """One line for media that cannot be read: the first three, how many more, and the remedy."""
+    distinct = list(dict.fromkeys(reasons))
+    shown = "; ".join(distinct[:3]) + (f"; and {len(distinct) - 3} more" if len(distinct) > 3 else "")
+    return DataInvalid(f"{shown} (mend the data, or leave such items out with --skip-broken)")
 
 
 def windows(costs: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -243,7 +244,7 @@ def _embed_all(
     stats: Stats,
     title: str,
     check: bool,
-) -> dict[bytes, str]:
+) -> dict[np.bytes_, str]:
     """Embed the plan window by window; returns why some keys could not be."""
     clock = time.perf_counter()
     embedder = load()
@@ -258,7 +259,7 @@ def _embed_all(
             for batch in batches(plan.costs[window], budget.tokens):
                 yield number, window[batch].tolist()
 
-    unreadable: dict[bytes, str] = {}
+    unreadable: dict[np.bytes_, str] = {}
     rows: dict[int, Half] = {}
     current, left = 0, -1
     with progress(title, len(plan.items), quiet=options.quiet) as advance:
@@ -274,7 +275,7 @@ def _embed_all(
                 costs = plan.costs[prepared.positions]
                 stats.cost += int(costs.sum())
                 stats.padded_cost += int(costs.max()) * len(costs)
-            unreadable |= {bytes(plan.keys[i]).ljust(16, b"\0"): why for i, why in prepared.broken.items()}
+            unreadable |= {plan.keys[i]: why for i, why in prepared.broken.items()}
             left -= len(prepared.positions) + len(prepared.broken)
             clock = stats.spend("embed", clock)
             if left == 0:
@@ -347,10 +348,14 @@ def _unchanged(prepared: _Prepared) -> _Prepared:
 def _workers(items: Sequence[Item], wanted: int | None) -> int:
     if wanted is not None:
         return wanted
-    import os
+    media = (item for item in items if any(isinstance(p, (Image, Video)) for p in item.parts))
+    few = sum(1 for _ in islice(media, FEW_MEDIA)) < FEW_MEDIA
+    return 0 if few else max(1, min(8, _cores() - 1))
 
-    media = sum(any(isinstance(p, (Image, Video)) for p in item.parts) for item in items)
-    return 0 if media < FEW_MEDIA else max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+
+def _cores() -> int:
+    """Cores that this process may use; not every system can say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _embed(

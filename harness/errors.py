@@ -5,6 +5,7 @@ HarnessError                  exit status 2 (1 where only some tasks of a run fa
 ├── PluginError               a plugin offers something wrong, or two offer one name
 ├── DataMissing               files that a task needs are not there
 ├── DataInvalid               a file, record or item cannot be used as it is
+├── NoSuchInstruction         the task has fewer instructions than the protocol asks for
 ├── CheckpointMissing         weights that a model needs are not there
 ├── Unsupported               the model cannot take this modality
 ├── BadEmbedding              rows that are not finite, constant, or wrong in number
@@ -49,6 +50,10 @@ class DataMissing(HarnessError):
 
 class DataInvalid(HarnessError):
     """A data file, a record in it, or a picture or clip cannot be used."""
+
+
+class NoSuchInstruction(HarnessError):
+    """Instruction number n of a task that has fewer; `all` takes those that there are."""
 
 
 class CheckpointMissing(HarnessError):

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +16,21 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import __version__
-from harness.collection import Collection, checked
-from harness.content import item
+from harness.collection import Collection, Subset, checked
+from harness.content import Candidate, Item, Query, item, modality
 from harness.digest import Digests, digest
-from harness.encode import EngineOptions, broken_items, encode, missing_items
+from harness.encode import EngineOptions, Keyed, Stats, broken_items, encode, key_items, missing_rows
 from harness.errors import (
     CheckpointMissing,
     DataMissing,
     HarnessError,
+    NoSuchInstruction,
     ResultConflict,
     StorageError,
     Unsupported,
 )
 from harness.files import require_writable, write_atomic
-from harness.metrics import Metric, Ranks, TieRule, mean_ci, ranks
+from harness.metrics import Ranks, TieRule, mean_ci, ranks
 from harness.model import Embedder, Frontend, ModelSpec, full_identity, identity_id, library_versions
 from harness.registry import Catalog
 from harness.result import Result, Score, Status, result_path
@@ -39,6 +40,8 @@ from harness.task import Protocol, Task
 
 Overwrite = Literal["always", "never", "only-missing", "only-cache"]
 OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
+INSTRUCTIONS = ("1", "2", "3", "4")
+"""The policies that `all` averages over."""
 DEPTH = 50
 """Candidates kept per query in a run, more where a metric looks deeper."""
 RULES: tuple[TieRule, ...] = ("pessimistic", "optimistic", "pool-order")
@@ -87,12 +90,23 @@ class Session:
 
     options: EvalOptions
     digests: Digests
+    _keyed: dict[tuple[str, bool], Keyed] = field(default_factory=dict)
     _embedders: dict[str, Embedder] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
 
     @classmethod
     def start(cls, options: EvalOptions) -> Session:
         return cls(options, Digests(options.cache_dir / "digests.sqlite"))
+
+    def keyed(self, items: _Items) -> Keyed:
+        """The keys of items; those of a table are found once for all its tasks."""
+        fingerprint = getattr(items.things, "fingerprint", None)
+        if fingerprint is None:
+            return key_items(items, self.digests)
+        place = (fingerprint, items.instructed)
+        if place not in self._keyed:
+            self._keyed[place] = key_items(items, self.digests)
+        return self._keyed[place]
 
     def store(self, opened: Opened) -> Store:
         if opened.id not in self._stores:
@@ -153,10 +167,11 @@ def evaluate(
         require_writable(options.output_dir, "the output folder")
         require_writable(options.cache_dir, "the cache folder")
     session = Session.start(options)
+    one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_task
     outcomes = []
     for task in tasks:
         try:
-            outcomes.append(_evaluate_task(session, catalog, searcher, spec, opened, task, tell))
+            outcomes.append(one(session, catalog, searcher, spec, opened, task, tell))
         except (StorageError, CheckpointMissing):
             raise
         except HarnessError as error:
@@ -170,6 +185,8 @@ def task_files(task: Task, options: EvalOptions, digests: Digests) -> dict[str, 
     found = []
     for need in task.needs(options.protocol):
         place = need.require(options.data)
+        if need.media:
+            continue
         found.append((need.path.name if need.path.is_absolute() else need.path.as_posix(), place))
     files = digests.tree(found)
     digests.save()
@@ -221,6 +238,62 @@ def _evaluate_task(
     return Outcome(task.name, result, fresh=True)
 
 
+def _evaluate_all_instructions(
+    session: Session,
+    catalog: Catalog,
+    searcher: Searcher,
+    spec: ModelSpec,
+    opened: Opened | None,
+    task: Task,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Four evaluations, one with each instruction, and their mean: a result of its own, with the
+    four under `groups` and the spread (greatest less least) under `analysis`."""
+    options = session.options
+    parts: dict[str, Outcome] = {}
+    for number in INSTRUCTIONS:
+        chosen = replace(options.protocol, instructions=number)
+        single = replace(session, options=replace(options, protocol=chosen))
+        try:
+            parts[number] = _evaluate_task(single, catalog, searcher, spec, opened, task, tell)
+        except NoSuchInstruction:
+            if not parts:
+                raise
+    results = [part.result for part in parts.values() if part.result is not None]
+    if len(results) < len(parts):
+        return Outcome(task.name)
+    first = results[0]
+    protocol = task.fingerprint(options.protocol, first.files)
+    protocol_id = digest(protocol)
+    path = options.output_dir / result_path(spec.name, first.identity_id, task.name, protocol_id)
+    stored = None if any(part.fresh for part in parts.values()) else _stored(path, task, options.overwrite)
+    if stored is not None or options.overwrite == "only-cache":
+        return Outcome(task.name, stored)
+    result = replace(first, protocol=protocol, protocol_id=protocol_id)
+    if first.metrics:
+        each = [_outcomes(options, r) for r in results]
+        outcomes = {key: np.mean([values[key] for values in each], axis=0) for key in first.metrics}
+        values = {key: [r.metrics[key].value for r in results] for key in first.metrics}
+        spread = {key: max(v) - min(v) for key, v in values.items()}
+        result = replace(
+            result,
+            metrics={key: _mean(per_query) for key, per_query in outcomes.items()},
+            groups={f"instruction {number}": r.metrics for number, r in zip(parts, results, strict=True)},
+            ties={},
+            analysis={"instructions": len(results), "spread": spread},
+        )
+    result.write(options.output_dir)
+    return Outcome(task.name, result, fresh=True)
+
+
+def _outcomes(options: EvalOptions, result: Result) -> Mapping[str, Any]:
+    """The per-query values that were stored beside a result."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table((options.output_dir / result.path).with_suffix(".queries.parquet"))
+    return {name: table.column(name).to_numpy() for name in table.column_names if name != "query"}
+
+
 def _stored(path: Path, task: Task, overwrite: Overwrite) -> Result | None:
     """The stored result where the strategy lets it stand."""
     if overwrite == "always" or not path.exists():
@@ -252,9 +325,6 @@ def _measure(
     seconds: dict[str, float],
 ) -> tuple[Result, Run | None, dict[str, Any]]:
     options = session.options
-    things = [*collection.queries, *collection.pool]
-    items = [_as_read(item(thing), opened.frontend) for thing in things]
-    wanted = {i.modality for i in items}
     name = opened.spec.name
     result = Result(
         model=name,
@@ -267,47 +337,31 @@ def _measure(
         counts=counts,
         check=opened.spec.check is not None,
     )
-    lacking = sorted(wanted - set(opened.frontend.modalities))
+    lacking = sorted(_modalities(collection) - set(opened.frontend.modalities))
     if lacking:
         reason = f"{name} does not take {' or '.join(lacking)} items"
         return replace(result, status="unsupported", notes=(reason,)), None, {}
-    store = session.store(opened)
     try:
-        encoded, stats = encode(
-            items,
-            opened.frontend,
-            lambda: session.embedder(opened),
-            store,
-            session.digests,
-            options.engine,
-            title=task.name,
-            check=opened.spec.check is not None,
-            skip_broken=options.protocol.skip_broken,
-        )
+        queries, pool, stats = _encode(session, opened, task, collection)
     except Unsupported as error:
         return replace(result, status="unsupported", notes=(str(error),)), None, {}
     seconds |= stats.seconds
-    queries = list(range(len(collection.queries)))
-    candidates = list(range(len(queries), len(things)))
     notes: tuple[str, ...] = ()
-    if encoded.broken:
-        if not options.protocol.skip_broken:
-            raise broken_items(encoded.broken)
-        collection, queries, candidates, notes = _leave_out(collection, things, encoded.broken)
+    if queries.broken or pool.broken:
+        collection, queries, pool, notes = _leave_out(collection, queries, pool)
         counts |= {
-            "left_out_queries": counts["queries"] - len(queries),
-            "left_out_candidates": counts["candidates"] - len(candidates),
+            "left_out_queries": counts["queries"] - len(queries.keys),
+            "left_out_candidates": counts["candidates"] - len(pool.keys),
         }
     clock = time.perf_counter()
-    request, grades = _request(
-        collection, task, encoded.rows(store, queries), encoded.rows(store, candidates), options
-    )
+    store = session.store(opened)
+    request, grades = _request(collection, task, store.rows(queries.keys), store.rows(pool.keys), options)
     found = searcher.search(request)
     seconds["search"] = time.perf_counter() - clock
     clock = time.perf_counter()
     run = Run(
         [q.id for q in collection.queries],
-        [c.id for c in collection.pool],
+        collection.pool.ids,
         collection.pool.name,
         found.rows,
         found.scores,
@@ -317,23 +371,92 @@ def _measure(
         scored = _score(task, collection, request.positives, grades, found)
         outcomes = scored.pop("outcomes")
         result = replace(result, headline=task.headline.key, **scored)
+    analysis = task.analyse(collection, run) if task.analyse is not None else {}
     seconds["score"] = time.perf_counter() - clock
-    made = {
-        "items": stats.items,
-        "distinct": stats.distinct,
-        "embedded": stats.embedded,
-        "batches": stats.batches,
-    }
-    return replace(result, counts=counts, notes=notes, provenance={"counts": made}), run, outcomes
+    made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
+    result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance={"counts": made})
+    return result, run, outcomes
 
 
-def _as_read(item: Any, frontend: Frontend) -> Any:
-    """An instruction that the model does not read must not make it encode one content twice."""
-    return (
-        item
-        if getattr(frontend, "reads_instructions", True) or item.instruction is None
-        else replace(item, instruction=None)
-    )
+@dataclass(frozen=True, slots=True)
+class _Items(Sequence[Item]):
+    """Queries or candidates as a model sees them; one that reads no instruction is shown none, so
+    that it never encodes one content twice."""
+
+    things: Sequence[Query | Candidate]
+    instructed: bool
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self._shown, self.things)
+
+    def __getitem__(self, at: int) -> Item:  # type: ignore[override]
+        return self._shown(self.things[at])
+
+    def _shown(self, thing: Query | Candidate) -> Item:
+        shown = item(thing)
+        return shown if self.instructed else replace(shown, instruction=None)
+
+
+def _segments(collection: Collection, frontend: Frontend) -> list[_Items]:
+    """The queries, and each leaf of the pool: what is looked up and encoded at a time."""
+    instructed = getattr(frontend, "reads_instructions", True)
+    parts: tuple[Sequence[Query | Candidate], ...] = (collection.queries, *collection.pool.leaves())
+    return [_Items(things, instructed) for things in parts]
+
+
+def _modalities(collection: Collection) -> set[str]:
+    found: set[str] = {modality(query.parts) for query in collection.queries}
+    for leaf in collection.pool.leaves():
+        known = getattr(leaf, "modalities", None)
+        found |= {modality(c.parts) for c in leaf} if known is None else known
+    return found
+
+
+def _encode(
+    session: Session, opened: Opened, task: Task, collection: Collection
+) -> tuple[Keyed, Keyed, Stats]:
+    """The keys of queries and pool, all embedded but for the broken ones."""
+    total = Stats()
+    clock = time.perf_counter()
+    segments = _segments(collection, opened.frontend)
+    keyed = [session.keyed(items) for items in segments]
+    skip_broken = session.options.protocol.skip_broken
+    _refuse_broken(keyed, skip_broken)
+    total.spend("look_up", clock)
+    done = []
+    for number, (items, known) in enumerate(zip(segments, keyed, strict=True)):
+        encoded, stats = encode(
+            items,
+            known,
+            opened.frontend,
+            lambda: session.embedder(opened),
+            session.store(opened),
+            session.options.engine,
+            title=f"{task.name} {'candidates' if number else 'queries'}",
+            check=opened.spec.check is not None,
+        )
+        total.add(stats)
+        done.append(encoded)
+    _refuse_broken(done, skip_broken)
+    return done[0], _joined(done[1:]), total
+
+
+def _refuse_broken(keyed: Sequence[Keyed], skip_broken: bool) -> None:
+    reasons = [why for part in keyed for why in part.broken.values()]
+    if reasons and not skip_broken:
+        raise broken_items(reasons)
+
+
+def _joined(parts: Sequence[Keyed]) -> Keyed:
+    broken: dict[int, str] = {}
+    offset = 0
+    for part in parts:
+        broken |= {offset + i: why for i, why in part.broken.items()}
+        offset += len(part.keys)
+    return Keyed(np.concatenate([part.keys for part in parts]), broken)
 
 
 def _status(collection: Collection, protocol: Protocol) -> Status:
@@ -343,45 +466,43 @@ def _status(collection: Collection, protocol: Protocol) -> Status:
 
 
 def _leave_out(
-    collection: Collection, things: Sequence[Any], broken: Mapping[int, str]
-) -> tuple[Collection, list[int], list[int], tuple[str, ...]]:
-    n = len(collection.queries)
+    collection: Collection, queries: Keyed, pool: Keyed
+) -> tuple[Collection, Keyed, Keyed, tuple[str, ...]]:
+    """The collection and its keys without what cannot be read, and a note for each reason."""
+    ids = collection.pool.ids
     left = collection.without(
-        [things[i].id for i in broken if i < n],
-        [things[i].id for i in broken if i >= n],
+        [collection.queries[i].id for i in queries.broken], [ids[i] for i in pool.broken]
     )
+    reasons = [*queries.broken.values(), *pool.broken.values()]
     if not left.queries or not len(left.pool):
-        raise broken_items(broken)
-    query_at = {things[i].id: i for i in range(n)}
-    candidate_at = {things[i].id: i for i in range(n, len(things))}
-    queries = [query_at[q.id] for q in left.queries]
-    candidates = [candidate_at[c.id] for c in left.pool]
-    notes = tuple(f"left out: {why}" for why in dict.fromkeys(broken.values()))
-    return left, queries, candidates, notes
+        raise broken_items(reasons)
+    kept = {q.id for q in left.queries}
+    asked = [i for i, q in enumerate(collection.queries) if q.id in kept]
+    sound = np.delete(pool.keys, sorted(pool.broken))
+    notes = tuple(f"left out: {why}" for why in dict.fromkeys(reasons))
+    return left, Keyed(queries.keys[asked], {}), Keyed(sound, {}), notes
 
 
 def _request(
     collection: Collection, task: Task, queries: Any, pool: Any, options: EvalOptions
 ) -> tuple[SearchRequest, np.ndarray[Any, np.dtype[np.int64]]]:
     """The collection in rows: positives outside the pool are -1; the grades go alongside."""
-    row = {c.id: i for i, c in enumerate(collection.pool)}
     ids = [q.id for q in collection.queries]
     positives = [collection.positives(q) for q in ids]
+    lists = [*positives, *(collection.scope or {}).values(), *(collection.exclude or {}).values()]
+    row = collection.pool.rows_of({c for listed in lists for c in listed})
 
-    def ragged(named: Mapping[str, Sequence[str]] | None, default: Sequence[str]) -> Ragged | None:
+    def ragged(named: Mapping[str, Sequence[str]] | None, default: Sequence[int]) -> Ragged | None:
         if named is None:
             return None
-        return Ragged.of([[row[c] for c in named.get(q, default)] for q in ids])
+        return Ragged.of([[row[c] for c in named[q]] if q in named else default for q in ids])
 
-    everything = (
-        list(row) if collection.scope is not None and any(q not in collection.scope for q in ids) else []
-    )
     request = SearchRequest(
         queries=queries,
         pool=pool,
-        k=min(len(row), max([DEPTH, *(m.k or 1 for m in task.metrics)])),
+        k=min(len(collection.pool), max([DEPTH, *(m.k or 1 for m in task.metrics)])),
         positives=Ragged.of([[row.get(c, -1) for c in p] for p in positives]),
-        scope=ragged(collection.scope, everything),
+        scope=ragged(collection.scope, range(len(collection.pool))),
         exclude=ragged(collection.exclude, ()),
         device=options.engine.device,
         memory=options.search_memory,
@@ -409,12 +530,12 @@ def _score(
         )
 
     by_rule = {rule: places(rule) for rule in RULES}
-    values = {str(m): m(by_rule[task.ties]) for m in task.metrics}
+    values = {m.key: m(by_rule[task.ties]) for m in task.metrics}
     index = {q.id: i for i, q in enumerate(collection.queries)}
     groups = {}
     for name, ids in collection.groups.items():
         chosen = np.array([index[q] for q in ids], dtype=np.int64)
-        groups[name] = {m.key: _mean(m, values[str(m)][chosen]) for m in task.metrics}
+        groups[name] = {m.key: _mean(values[m.key][chosen]) for m in task.metrics}
     headline = {rule: task.headline(by_rule[rule]) for rule in RULES}
     straddling = int((headline["pessimistic"] != headline["optimistic"]).sum())
     ties: dict[str, Any] = {
@@ -424,14 +545,14 @@ def _score(
         **{rule: float(headline[rule].mean()) for rule in RULES},
     }
     return {
-        "metrics": {m.key: _mean(m, values[str(m)]) for m in task.metrics},
+        "metrics": {key: _mean(per_query) for key, per_query in values.items()},
         "groups": groups,
         "ties": ties,
-        "outcomes": {m.key: values[str(m)] for m in task.metrics},
+        "outcomes": values,
     }
 
 
-def _mean(metric: Metric, values: np.ndarray[Any, np.dtype[np.float64]]) -> Score:
+def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> Score:
     value = float(values.mean()) if len(values) else 0.0
     return Score(value, mean_ci(values) if len(values) else (0.0, 0.0), len(values))
 
@@ -522,11 +643,13 @@ def plan(
         protocol_id = digest(task.fingerprint(options.protocol, task_files(task, options, session.digests)))
         collection, counts = _load(task, options)
         opened = shared or open_model(spec, {}, collection)
-        items = [_as_read(item(thing), opened.frontend) for thing in (*collection.queries, *collection.pool)]
         path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
-        lacking = {i.modality for i in items} - set(opened.frontend.modalities)
-        todo = [] if lacking else missing_items(items, session.store(opened), session.digests)
+        lacking = _modalities(collection) - set(opened.frontend.modalities)
+        segments = [] if lacking else _segments(collection, opened.frontend)
+        store = session.store(opened)
+        todo = [Subset(items, missing_rows(session.keyed(items), store)) for items in segments]
+        tokens = sum(max(1, opened.frontend.cost(i)) for part in todo for i in part)
         state = "unsupported" if lacking else "done" if path.exists() else "to do"
-        tokens = sum(max(1, opened.frontend.cost(i)) for i in todo)
-        plans.append(Plan(task.name, counts["queries"], counts["candidates"], len(todo), tokens, state))
+        left = sum(map(len, todo))
+        plans.append(Plan(task.name, counts["queries"], counts["candidates"], left, tokens, state))
     return plans

@@ -13,6 +13,13 @@ from typing import Any, BinaryIO
 from harness.errors import DataInvalid, HarnessError, StorageError
 
 
+def cache_dir() -> Path:
+    """Where what can be made again is kept: $HARNESS_CACHE, else umr-harness in the user's cache."""
+    chosen = os.environ.get("HARNESS_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (Path(chosen) if chosen else base / "umr-harness").expanduser()
+
+
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, blank lines left out; each must have all `fields`.
 

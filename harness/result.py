@@ -44,6 +44,7 @@ class Result:
     headline: str | None = None
     groups: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
     ties: Mapping[str, Any] = field(default_factory=dict)
+    analysis: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

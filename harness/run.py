@@ -145,7 +145,7 @@ class Run:
         Ids are percent-encoded where they hold white space or a percent sign, scores are the
         shortest decimals that read back as the same float32.
         """
-        names = [_quoted(c) for c in self.candidate_ids]
+        names = {row: _quoted(self.candidate_ids[row]) for row in np.unique(self.rows).tolist() if row >= 0}
         tag = _quoted(tag)
 
         def fill(file: io.BufferedIOBase) -> None:
@@ -154,7 +154,9 @@ class Run:
                     name = _quoted(query)
                     lines = [
                         f"{name} Q0 {names[row]} {rank} {score!s} {tag}\n"
-                        for rank, (row, score) in enumerate(zip(self.rows[q], self.scores[q], strict=True), 1)
+                        for rank, (row, score) in enumerate(
+                            zip(self.rows[q].tolist(), self.scores[q], strict=True), 1
+                        )
                         if row >= 0
                     ]
                     out.write("".join(lines).encode())

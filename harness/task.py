@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from harness.collection import Collection, Qrels
 from harness.errors import DataInvalid, DataMissing
 from harness.metrics import Metric
+from harness.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Need:
     path: Path
     source: str
     otherwise: tuple[Path, ...] = ()
+    media: bool = False
+    """A folder of pictures or clips: it must be there, but only what is used of it is read."""
 
     def find(self, data_root: Path) -> Path | None:
         """Where it lies, or None. The case of the name does not matter where it is not exact."""
@@ -110,6 +113,11 @@ class Task:
     version: int = 1
     derived_from: tuple[str, ...] = ()
     ties: Literal["pessimistic", "pool-order"] = "pessimistic"
+    verify: Callable[[Path, Protocol, bool], Iterator[str]] | None = None
+    """`verify(data_root, protocol, deep)` gives a line for each thing wrong with the files; deep
+    reads everything and looks for every picture."""
+    analyse: Callable[[Collection, Run], Mapping[str, Any]] | None = None
+    """What else a run of this task tells, kept as `analysis` in the result."""
 
     @property
     def headline(self) -> Metric:

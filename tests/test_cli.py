@@ -46,7 +46,7 @@ def test_eval_ends_in_a_leaderboard_and_result_files(cli, tmp_path):
 
 def test_progress_in_a_pipe_is_plain_lines_and_quiet_is_quiet(cli):
     _, _, err = eval_random(cli)
-    assert "demo/text-to-image: " in err
+    assert "demo/text-to-image candidates: 21/21" in err
     assert "items/s" in err
     assert "\x1b" not in err
     assert "\r" not in err

@@ -14,7 +14,7 @@ import pytest
 
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Query, Text, Video
-from harness.errors import DataMissing, ResultConflict, StorageError
+from harness.errors import DataMissing, NoSuchInstruction, ResultConflict, StorageError
 from harness.evaluate import evaluate, plan
 from harness.files import write_text
 from harness.hookspecs import hookimpl
@@ -53,7 +53,7 @@ def test_a_result_holds_scores_ids_counts_and_provenance(tmp_path):
     assert result.headline == "hit_at_1"
     assert result.counts["queries"] == 6
     assert result.status == "complete"
-    assert result.provenance["counts"] == {"items": 12, "distinct": 12, "embedded": 12, "batches": 1}
+    assert result.provenance["counts"] == {"items": 12, "embedded": 12, "batches": 2}
     for name in ("harness", "git", "libraries", "device", "dtype", "seed", "command", "started", "seconds"):
         assert name in result.provenance
     assert (tmp_path / "runs" / result.path).is_file()
@@ -177,9 +177,9 @@ def test_instructions_are_not_shown_to_models_that_do_not_read_them(tmp_path):
         Pool("p", pool),
         {"q00": {"c0": 1}},
     )
-    for reads, distinct in ((True, 6), (False, 4)):
+    for reads, embedded in ((True, 6), (False, 4)):
         (outcome,), _ = run(tmp_path / str(reads), [task(lambda: made)], Toy(reads_instructions=reads))
-        assert outcome.result.provenance["counts"]["distinct"] == distinct
+        assert outcome.result.provenance["counts"]["embedded"] == embedded
 
 
 def test_one_failing_task_does_not_stop_the_others(tmp_path):
@@ -362,6 +362,33 @@ def test_an_empty_text_is_encoded_like_any_other(tmp_path):
     )
     (outcome,), _ = run(tmp_path, [task(lambda: made)])
     assert outcome.result.metrics["hit_at_1"].value == 1.0
+
+
+def by_instruction(data, protocol):
+    """Prompts that a content hash tells apart: only under the second does query 0 match."""
+    number = int(protocol.instructions)
+    if number > 3:
+        raise NoSuchInstruction(f"there is no instruction {number}")
+    pool = texts(4)
+    queries = [Query(f"q{i}", pool[i].parts, None if number == 2 or i else "other") for i in range(4)]
+    return dataclasses.replace(collection(4), queries=queries)
+
+
+def test_all_instructions_give_their_mean_spread_and_a_run_each(tmp_path):
+    made = dataclasses.replace(task(echo, metrics=(Hit(1), Hit(5))), load=by_instruction)
+    models = [spec(Toy())]
+    options = places(tmp_path)
+    options = dataclasses.replace(options, protocol=dataclasses.replace(options.protocol, instructions="all"))
+    (outcome,) = evaluate(catalog(models, [made]), models[0], {}, [made], options)
+    result = outcome.result
+    each = [result.groups[f"instruction {n}"]["hit_at_1"].value for n in (1, 2, 3)]
+    assert each[1] == 1.0
+    assert each[0] == each[2] == 0.75
+    assert result.metrics["hit_at_1"].value == pytest.approx(sum(each) / 3)
+    assert result.analysis == {"instructions": 3, "spread": {"hit_at_1": 0.25, "hit_at_5": 0.0}}
+    assert len(list(tmp_path.rglob("*.run.gz"))) == 3
+    (again,) = evaluate(catalog(models, [made]), models[0], {}, [made], options)
+    assert (again.fresh, again.result.metrics) == (False, result.metrics)
 
 
 def test_exporters_see_result_run_and_folder(tmp_path):
