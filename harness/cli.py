@@ -1,4 +1,4 @@
-"""The command line: `harness list`, `eval`, `plan` and `leaderboard`."""
+"""The command line: `harness list`, `eval`, `plan`, `leaderboard` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 
 GAP = "–"
+DEFAULT_RUNS = Path("results/runs")
 INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
 
 
@@ -107,6 +108,10 @@ SkipBroken = Annotated[
         "--skip-broken", help="Leave out items whose media cannot be read; counted, in the protocol."
     ),
 ]
+Compat = Annotated[
+    list[str] | None,
+    typer.Option("--compat", help="Reproduce a published evaluator's quirk by name; see tasks/README.md."),
+]
 Strategy = Annotated[
     Overwrite, typer.Option("--overwrite-strategy", help="About results that are already there.")
 ]
@@ -119,6 +124,15 @@ DataNames = Annotated[
     list[str] | None, typer.Argument(metavar="NAME…", help="Tasks, suites, data sets or globs; default: all.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Runs = Annotated[
+    list[Path] | None, typer.Option("--runs", help="Result folders; repeatable. Default: results/runs.")
+]
+LowestGrade = Annotated[
+    str,
+    typer.Option(
+        "--grade", help="Lowest grade of published numbers: A first-hand, B extracted, C second-hand."
+    ),
+]
 
 
 def _version(show: bool) -> None:
@@ -156,6 +170,7 @@ def evaluate(
     seed: Seed = 0,
     limit: Limit = None,
     skip_broken: SkipBroken = False,
+    compat: Compat = None,
     overwrite_strategy: Strategy = Overwrite.only_missing,
     timings: Timings = False,
     dry_run: DryRun = False,
@@ -185,7 +200,9 @@ def evaluate(
         data=data,
         output_dir=output_dir,
         cache_dir=files.cache_dir(),
-        protocol=Protocol(split, prompt_profile, instructions, seed, limit, skip_broken),
+        protocol=Protocol(
+            split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(_split(compat))))
+        ),
         engine=EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet),
         searcher=searcher,
         search_memory=_bytes(search_memory),
@@ -229,26 +246,88 @@ app.command()(plan)
 @app.command()
 def leaderboard(
     suites: Annotated[list[str], typer.Argument(metavar="SUITE…", help="Suites; see 'harness list suites'.")],
-    runs: Annotated[
-        list[Path] | None, typer.Option("--runs", help="Result folders; repeatable. Default: results/runs.")
+    runs: Runs = None,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Published numbers too, in italics with their source.")
+    ] = False,
+    paper: Annotated[
+        list[str] | None,
+        typer.Option("--paper", help="Only what these papers print, such as umarvel; implies --reported."),
     ] = None,
+    grade: LowestGrade = "B",
     format: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.markdown,
     out: Annotated[Path | None, typer.Option("--out", help="Write to this file.")] = None,
 ) -> None:
-    """Print the leaderboard of one or more suites from stored results."""
+    """Print the leaderboard of one or more suites from stored results and published numbers.
+
+    Markdown has a table for each suite; CSV and JSON have one with all columns.
+    """
     from harness.files import write_text
     from harness.leaderboard import leaderboard as make_board
     from harness.leaderboard import render
+    from harness.published import select
 
     catalog = _catalog()
     chosen = [catalog.suite(name) for name in _split(suites)]
-    text = render(
-        make_board(chosen, catalog.tasks, _read_results(runs or [Path("results/runs")])), format.value
-    )
+    published = select(catalog.reported(), papers=_split(paper), lowest=grade) if reported or paper else ()
+    none_yet = runs is None and published and not DEFAULT_RUNS.is_dir()
+    results = [] if none_yet else _read_results(runs or [DEFAULT_RUNS])
+    tables = [[suite] for suite in chosen] if format is Form.markdown else [chosen]
+    boards = [make_board(table, catalog.tasks, results, reported=published) for table in tables]
+    if none_yet and not any(board.rows for board in boards):
+        raise HarnessError(
+            f"nothing is published for {', '.join(board.title for board in boards)}, and there is no"
+            f" results folder {DEFAULT_RUNS}: run 'harness eval', or name one with --runs"
+        )
+    text = "\n".join(render(board, format.value) for board in boards)
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
+
+
+@app.command()
+def reproduce(
+    model: ModelName,
+    suite: SuiteNames = None,
+    runs: Runs = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How many points a score may differ and still match.")
+    ] = 0.2,
+    grade: LowestGrade = "B",
+    as_json: AsJson = False,
+) -> None:
+    """Compare stored results with the published numbers, cell by cell; exit status 1 where one is out."""
+    from dataclasses import asdict
+
+    from harness.published import select
+    from harness.reproduce import OUT, render
+    from harness.reproduce import reproduce as compare
+
+    catalog = _catalog()
+    chosen = [catalog.suite(name) for name in _split(suite)]
+    if not chosen:
+        raise HarnessError("nothing to compare: name suites with --suite")
+    title = f"{model} on {', '.join(s.name for s in chosen)}, beside what was published"
+    results = _read_results(runs or [DEFAULT_RUNS])
+    published = select(catalog.reported(), lowest=grade)
+    cells = compare(chosen, catalog.tasks, results, published, model=model, tolerance=tolerance)
+    if all(cell.ours is None for cell in cells):
+        raise HarnessError(
+            f"there is no result of model {model!r} for {', '.join(s.name for s in chosen)}:"
+            f" run 'harness eval -m {model} -s {chosen[0].name}', or name its folder with --runs"
+        )
+    if not any(cell.comparisons for cell in cells):
+        raise HarnessError(
+            f"nothing is published for model {model!r} in {', '.join(s.name for s in chosen)} with grade"
+            f" {grade} or better; known: {', '.join(sorted({n.plugin for n in published if n.plugin}))}"
+        )
+    if as_json:
+        typer.echo(json.dumps([asdict(cell) for cell in cells], indent=2, ensure_ascii=False))
+    else:
+        typer.echo(render(cells, title=title, tolerance=tolerance), nl=False)
+    if any(cell.verdict in OUT for cell in cells):
+        raise typer.Exit(1)
 
 
 @list_app.command("models")
@@ -510,8 +589,8 @@ def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions
     from harness.leaderboard import render
 
     results = _read_results([options.output_dir]) if options.output_dir.is_dir() else []
-    board = make_board(suites, catalog.tasks, results, limit=options.protocol.limit)
-    typer.echo(render(board, "markdown"), nl=False)
+    boards = [make_board([suite], catalog.tasks, results, limit=options.protocol.limit) for suite in suites]
+    typer.echo("\n".join(render(board, "markdown") for board in boards), nl=False)
 
 
 def _print_files(outcomes: Sequence[Outcome], options: EvalOptions) -> None:

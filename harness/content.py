@@ -76,10 +76,10 @@ class Item:
         return modality(self.parts)
 
 
-def item(thing: Query | Candidate) -> Item:
-    """The model's view of a query or candidate."""
+def item(thing: Query | Candidate, *, instructed: bool = True) -> Item:
+    """The model's view of a query or candidate; without its instruction where it reads none."""
     role: Role = "query" if isinstance(thing, Query) else "candidate"
-    return Item(role, thing.parts, thing.instruction)
+    return Item(role, thing.parts, thing.instruction if instructed else None)
 
 
 def modality(parts: Sequence[Part]) -> Modality:

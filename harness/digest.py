@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +47,31 @@ class Digests:
         self._known: dict[str, tuple[int, int, str]] = {}
         self._new: dict[str, tuple[int, int, str]] = {}
         self._database = database
-        if database is not None and database.exists():
-            try:
-                with _connect(database) as db:
-                    for path, size, mtime, value in db.execute(
-                        "select path, size, mtime_ns, digest from digests"
-                    ):
-                        self._known[path] = (size, mtime, value)
-            except sqlite3.Error:
-                self._known.clear()
+        self._read = _reader(database)
 
     def __call__(self, path: Path) -> str:
         """The digest of the file at `path`; raises OSError where it cannot be read."""
         stat = path.stat()
         key = str(path.absolute())
-        known = self._known.get(key)
+        known = self._known.get(key) or self._stored(key)
         if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
             return known[2]
         entry = (stat.st_size, stat.st_mtime_ns, file_digest(path))
         self._known[key] = self._new[key] = entry
         return entry[2]
+
+    def _stored(self, key: str) -> tuple[int, int, str] | None:
+        # Looked up one by one: millions of entries would cost seconds and a gigabyte to hold.
+        if self._read is None:
+            return None
+        try:
+            row: tuple[int, int, str] | None = self._read.execute(
+                "select size, mtime_ns, digest from digests where path = ?", (key,)
+            ).fetchone()
+        except sqlite3.Error:
+            self._read = None
+            return None
+        return row
 
     def tree(self, paths: Iterable[tuple[str, Path]]) -> dict[str, str]:
         """Digest of each named path; a folder's is that of its files' names and digests."""
@@ -82,7 +88,7 @@ class Digests:
         rows = [(path, *entry) for path, entry in self._new.items()]
         try:
             self._database.parent.mkdir(parents=True, exist_ok=True)
-            with _connect(self._database) as db:
+            with closing(_connect(self._database)) as connection, connection as db:
                 db.execute(
                     "create table if not exists digests"
                     " (path text primary key, size integer, mtime_ns integer, digest text)"
@@ -91,6 +97,17 @@ class Digests:
         except (sqlite3.Error, OSError):
             return
         self._new.clear()
+        self._read = self._read or _reader(self._database)
+
+
+def _reader(database: Path | None) -> sqlite3.Connection | None:
+    """A connection to look things up with, where there is a database to read."""
+    if database is None or not database.exists():
+        return None
+    try:
+        return _connect(database)
+    except sqlite3.Error:
+        return None
 
 
 def _connect(database: Path) -> sqlite3.Connection:

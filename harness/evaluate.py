@@ -396,8 +396,7 @@ class _Items(Sequence[Item]):
         return self._shown(self.things[at])
 
     def _shown(self, thing: Query | Candidate) -> Item:
-        shown = item(thing)
-        return shown if self.instructed else replace(shown, instruction=None)
+        return item(thing, instructed=self.instructed)
 
 
 def _segments(collection: Collection, frontend: Frontend) -> list[_Items]:

@@ -25,6 +25,11 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any
 
     Raises DataInvalid naming file and line.
     """
+    return (row for _, row in numbered_jsonl(path, fields))
+
+
+def numbered_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_jsonl`, each object with the number of its line, from 1."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -38,7 +43,7 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any
             lacking = [name for name in fields if name not in row]
             if lacking:
                 raise DataInvalid(f"{path}, line {number}: no field {', '.join(map(repr, lacking))}")
-            yield row
+            yield number, row
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

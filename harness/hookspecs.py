@@ -14,6 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from harness.model import ModelSpec
+    from harness.published import Reported
     from harness.result import Result
     from harness.run import Run, Searcher
     from harness.task import Suite, Task
@@ -40,6 +41,14 @@ def harness_suites() -> Sequence[Suite]:  # type: ignore[empty-body]
 @hookspec
 def harness_searchers() -> Sequence[Searcher]:  # type: ignore[empty-body]
     """Search backends for `harness eval --searcher NAME`."""
+
+
+@hookspec
+def harness_reported() -> Sequence[Reported]:  # type: ignore[empty-body]
+    """Published numbers for `harness leaderboard --reported` and `harness reproduce`.
+
+    Called only when they are asked for: reading files here is fine.
+    """
 
 
 @hookspec

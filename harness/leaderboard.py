@@ -1,20 +1,22 @@
-"""Leaderboards: results in a suite's columns, as Markdown, CSV or JSON."""
+"""Leaderboards: results and published numbers in a suite's columns, as Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.errors import HarnessError
 from harness.metrics import Metric
+from harness.published import Reported
 from harness.result import Result
 from harness.task import Column, Suite, Task
 
 Format = Literal["markdown", "csv", "json"]
+Block = Literal["single model", "+ rerank"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "json")
 GAP = "–"
 SETTINGS = ("split", "profile", "instructions", "seed", "limit", "skip_broken", "compat")
@@ -32,7 +34,11 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model under one identity and one set of protocol choices. Values lie in [0, 1]."""
+    """One model under one identity and one set of protocol choices, or one that a paper reports.
+
+    Values lie in [0, 1]. `sources` say where a reported row was published; ours has none. `plugin`
+    is our name of a reported model.
+    """
 
     label: str
     model: str
@@ -41,11 +47,18 @@ class Row:
     average: float | None
     check: bool
     marked: bool
+    block: Block = "single model"
+    size: str | None = None
+    plugin: str | None = None
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Leaderboard:
-    """Rows best first (by average), check models last; `notes` explain every mark and gap."""
+    """Rows best first (by average) in two blocks, re-ranked ones in the second, check models last.
+
+    Published rows of a model of ours follow it at once. `notes` explain every mark and gap.
+    """
 
     title: str
     headings: tuple[Heading, ...]
@@ -63,14 +76,23 @@ def tasks_suite(tasks: Sequence[Task]) -> Suite:
 
 
 def leaderboard(
-    suites: Sequence[Suite], tasks: Mapping[str, Task], results: Iterable[Result], *, limit: int | None = None
+    suites: Sequence[Suite],
+    tasks: Mapping[str, Task],
+    results: Iterable[Result],
+    *,
+    limit: int | None = None,
+    reported: Sequence[Reported] = (),
 ) -> Leaderboard:
-    """The table of `suites` over `results`, only those made with this `limit`.
+    """The table of `suites` over `results`, only those made with this `limit`, beside `reported`.
 
     A column never mixes data: of results that differ in task version, split or files, those that
     agree with the newest stay and the others are left out with a note.
     """
-    columns = [column for suite in suites for column in suite.columns]
+    columns = [
+        replace(column, group=f"{suite.name} {column.group}".strip() if len(suites) > 1 else column.group)
+        for suite in suites
+        for column in suite.columns
+    ]
     wanted = {name for column in columns for name in column.tasks}
     usable = [r for r in results if r.task in wanted and r.protocol.get("limit") == limit]
     newest: dict[str, Result] = {}
@@ -79,14 +101,26 @@ def leaderboard(
             newest[r.task] = r
     alike = [r for r in usable if _data(r) == _data(newest[r.task])]
     cells: dict[tuple[str, str, str], dict[str, Result]] = {}
+    averaged = {_row_key(r) for r in alike if r.protocol.get("instructions") == "all"}
     for r in sorted(alike, key=_started):
-        cells.setdefault(_row_key(r), {})[r.task] = r
+        single = str(r.protocol.get("instructions")).isdecimal()
+        if not (single and _row_key(r, instructions="all") in averaged):
+            cells.setdefault(_row_key(r), {})[r.task] = r
     rows = [_row(columns, tasks, found, cells) for found in cells.values()]
-    rows.sort(key=lambda row: (row.check, row.average is None, -(row.average or 0.0), row.label))
+    rows += _reported_rows(suites, columns, tasks, reported)
+    rows.sort(
+        key=lambda row: (
+            row.check,
+            row.block != "single model",
+            row.average is None,
+            -(row.average or 0.0),
+            row.label,
+        )
+    )
     return Leaderboard(
         title=" + ".join(suite.title for suite in suites),
-        headings=tuple(Heading(c.group, c.title, _metric(c, tasks).alias) for c in columns),
-        rows=tuple(rows),
+        headings=tuple(Heading(c.group, c.title, column_metric(c, tasks).alias) for c in columns),
+        rows=tuple(_side_by_side(rows)),
         notes=tuple(_notes(columns, tasks, rows, alike, len(usable) - len(alike), limit)),
     )
 
@@ -104,10 +138,10 @@ def _settings(result: Result) -> dict[str, Any]:
     return {name: result.protocol.get(name) for name in SETTINGS}
 
 
-def _row_key(result: Result) -> tuple[str, str, str]:
+def _row_key(result: Result, **changed: str) -> tuple[str, str, str]:
     # A check model's identity holds the qrels of one task: its row goes by the name alone.
     identity = "" if result.check else result.identity_id
-    return result.model, identity, json.dumps(_settings(result))
+    return result.model, identity, json.dumps(_settings(result) | changed)
 
 
 def _row(
@@ -118,9 +152,6 @@ def _row(
 ) -> Row:
     any_result = next(iter(found.values()))
     values = tuple(_value(column, tasks, found) for column in columns)
-    counted = [v for v, column in zip(values, columns, strict=True) if column.in_average]
-    present = [v for v in counted if v is not None]
-    average = sum(present) / len(present) if present and len(present) == len(counted) else None
     settings = _settings(any_result)
     marked = settings["profile"] != "default" or bool(settings["compat"]) or bool(settings["skip_broken"])
     return Row(
@@ -128,10 +159,85 @@ def _row(
         model=any_result.model,
         identity_id=any_result.identity_id,
         values=values,
-        average=average,
+        average=_average(columns, values),
         check=any_result.check,
         marked=marked,
+        block="+ rerank" if "+" in any_result.model else "single model",
     )
+
+
+def _average(columns: Sequence[Column], values: Sequence[float | None]) -> float | None:
+    counted = [v for v, column in zip(values, columns, strict=True) if column.in_average]
+    present = [v for v in counted if v is not None]
+    return sum(present) / len(present) if present and len(present) == len(counted) else None
+
+
+def _reported_rows(
+    suites: Sequence[Suite],
+    columns: Sequence[Column],
+    tasks: Mapping[str, Task],
+    reported: Sequence[Reported],
+) -> list[Row]:
+    """A row for each model and setting of each paper, from its tables about these suites.
+
+    Where two tables of a paper disagree on a cell, the first stays. The average is the printed one
+    where there is a single suite and the paper prints it.
+    """
+    names = {suite.name for suite in suites}
+    found: dict[tuple[str, str, str], list[Reported]] = {}
+    for number in reported:
+        if names & set(number.suites):
+            found.setdefault((number.paper, number.model, number.setting), []).append(number)
+    rows = []
+    for numbers in found.values():
+        shown = [next(iter(published_for(column, tasks, numbers)), None) for column in columns]
+        means = [n for n in numbers if n.metric is None and [n.task] == [suite.name for suite in suites]]
+        printed = means[0] if means else None
+        used = [number for number in (*shown, printed) if number is not None]
+        if not used:
+            continue
+        values = tuple(None if number is None else number.value for number in shown)
+        rows.append(
+            Row(
+                label=used[0].model,
+                model=used[0].model,
+                identity_id="",
+                values=values,
+                average=_average(columns, values) if printed is None else printed.value,
+                check=False,
+                marked=False,
+                block="+ rerank" if used[0].reranked else "single model",
+                size=used[0].size,
+                plugin=used[0].plugin,
+                sources=tuple(dict.fromkeys(number.citation for number in used)),
+            )
+        )
+    return rows
+
+
+def published_for(column: Column, tasks: Mapping[str, Task], numbers: Iterable[Reported]) -> list[Reported]:
+    """The published numbers that belong in this column: its task's, or its whole data set's."""
+    data_sets = {name.partition("/")[0] for name in column.tasks}
+    names = (data_sets if len(data_sets) == 1 else set()) | (
+        set(column.tasks) if len(column.tasks) == 1 else set()
+    )
+    metric = column_metric(column, tasks)
+    return [n for n in numbers if n.task in names and n.metric == metric]
+
+
+def _side_by_side(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows in order, but what was published of a model of ours right below our first row of it."""
+    ours = {(row.model, row.block) for row in rows if not row.sources}
+    placed: set[tuple[str, str]] = set()
+    for row in rows:
+        if row.sources:
+            if (row.plugin, row.block) not in ours:
+                yield row
+            continue
+        yield row
+        if (row.model, row.block) not in placed:
+            placed.add((row.model, row.block))
+            yield from (r for r in rows if r.sources and (r.plugin, r.block) == (row.model, row.block))
 
 
 def _label(result: Result, others: Sequence[Result]) -> str:
@@ -146,7 +252,8 @@ def _label(result: Result, others: Sequence[Result]) -> str:
     return f"{result.model} ({', '.join(apart)})" if apart else result.model
 
 
-def _metric(column: Column, tasks: Mapping[str, Task]) -> Metric:
+def column_metric(column: Column, tasks: Mapping[str, Task]) -> Metric:
+    """The metric that the column shows; raises HarnessError where nobody offers its task."""
     if column.metric is not None:
         return column.metric
     if column.tasks[0] not in tasks:
@@ -155,7 +262,7 @@ def _metric(column: Column, tasks: Mapping[str, Task]) -> Metric:
 
 
 def _value(column: Column, tasks: Mapping[str, Task], found: Mapping[str, Result]) -> float | None:
-    key = _metric(column, tasks).key
+    key = column_metric(column, tasks).key
     scores = [found[t].metrics.get(key) if t in found else None for t in column.tasks]
     values = [s.value for s in scores if s is not None]
     return sum(values) / len(values) if values and len(values) == len(scores) else None
@@ -170,13 +277,17 @@ def _notes(
     limit: int | None,
 ) -> list[str]:
     notes = []
-    metrics = {_metric(column, tasks) for column in columns}
+    metrics = {column_metric(column, tasks) for column in columns}
     if any(m.kind == "Hit" for m in metrics):
         notes.append("R@k is hit@k: the share of queries with a relevant candidate among the first k.")
     if any(None in row.values for row in rows):
         unsupported = sorted({r.model for r in results if r.status == "unsupported"})
         reason = f" (unsupported by {', '.join(unsupported)} where it has a gap)" if unsupported else ""
         notes.append(f"{GAP}: no score{reason}; a row with a gap has no average.")
+    if any(row.sources for row in rows):
+        notes.append(
+            "*Italics*: published, not measured here; the average is the printed one where there is one."
+        )
     if any(row.marked for row in rows):
         notes.append("†: made under another prompt profile, a compat switch or without broken items.")
     if any(row.check for row in rows):
@@ -198,28 +309,50 @@ def render(board: Leaderboard, form: Format) -> str:
 def _markdown(board: Leaderboard) -> str:
     from tabulate import tabulate
 
-    last = len(board.headings)
-    values = [[*row.values, row.average] for row in board.rows]
-    marks = [
-        _marks([v[c] for v, r in zip(values, board.rows, strict=True) if not r.check])
-        for c in range(last + 1)
-    ]
+    sources = list(dict.fromkeys(source for row in board.rows for source in row.sources))
+    blocks = list(dict.fromkeys(row.block for row in board.rows))
+    sized = any(row.size for row in board.rows)
     body = []
-    for row, cells in zip(board.rows, values, strict=True):
-        shown = [_cell(v, None if row.check else marks[c], row.marked) for c, v in enumerate(cells)]
-        body.append([f"{_plain(row.label)} *check*" if row.check else _plain(row.label), *shown])
-    titles = ["Model", *(f"{_plain(h.title)} {h.metric}" for h in board.headings), "Avg"]
+    for block in blocks:
+        rows = [row for row in board.rows if row.block == block]
+        if blocks != ["single model"]:
+            body.append([f"*{block}*", *[""] * (len(board.headings) + 1 + sized)])
+        body += [
+            [_name(row, sources), *([row.size or ""] if sized else []), *cells]
+            for row, cells in zip(rows, _cells(rows), strict=True)
+        ]
+    titles = ["Model", *(["Size"] if sized else [])]
+    lead = len(titles)
+    titles += [*(f"{_plain(h.title)} {h.metric}" for h in board.headings), "Avg"]
     groups = [h.group for h in board.headings]
     if len(set(groups)) > 1:
         firsts = [g if i == 0 or groups[i - 1] != g else "" for i, g in enumerate(groups)]
-        header = ["", *map(_plain, firsts), ""]
+        header = [*[""] * lead, *map(_plain, firsts), ""]
         body = [[f"*{t}*" for t in titles], *body]
     else:
         header = titles
-    align = ["left", *["right"] * (last + 1)]
+    align = ["left", *["right"] * (len(titles) - 1)]
     table = tabulate(body, headers=header, tablefmt="pipe", colalign=align, disable_numparse=True)
-    notes = "".join(f"\n{note}  " for note in board.notes)
+    below = [*board.notes, *(f"<sup>{i}</sup> {_plain(source)}" for i, source in enumerate(sources, 1))]
+    notes = "".join(f"\n{note}  " for note in below)
     return f"### {board.title}\n\n{table}\n{notes}\n" if notes else f"### {board.title}\n\n{table}\n"
+
+
+def _name(row: Row, sources: Sequence[str]) -> str:
+    label = f"{_plain(row.label)} *check*" if row.check else _plain(row.label)
+    numbers = ",".join(str(sources.index(source) + 1) for source in row.sources)
+    return f"{label} <sup>{numbers}</sup>" if numbers else label
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The shown cells of one block, with the best and the second best of each column marked."""
+    values = [[*row.values, row.average] for row in rows]
+    ranked = [v for v, row in zip(values, rows, strict=True) if not row.check]
+    marks = [_marks([v[c] for v in ranked]) for c in range(len(values[0]))]
+    return [
+        [_cell(v, None if row.check else marks[c], row) for c, v in enumerate(cells)]
+        for row, cells in zip(rows, values, strict=True)
+    ]
 
 
 def percent(value: float | None) -> str:
@@ -235,11 +368,14 @@ def _marks(values: Sequence[float | None]) -> tuple[str | None, str | None]:
     return shown[0], shown[1] if len(shown) > 1 else None
 
 
-def _cell(value: float | None, marks: tuple[str | None, str | None] | None, dagger: bool) -> str:
+def _cell(value: float | None, marks: tuple[str | None, str | None] | None, row: Row) -> str:
+    if value is None:
+        return GAP
     shown = percent(value)
     best, second = marks or (None, None)
-    text = f"**{shown}**" if shown == best else f"<u>{shown}</u>" if shown == second else shown
-    return f"{text}†" if dagger and value is not None else text
+    text = f"*{shown}*" if row.sources else shown
+    text = f"**{text}**" if shown == best else f"<u>{text}</u>" if shown == second else text
+    return f"{text}†" if row.marked else text
 
 
 def _plain(text: str) -> str:
@@ -253,10 +389,11 @@ def _csv(board: Leaderboard) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     titles = [f"{h.group}/{h.title} {h.metric}".lstrip("/") for h in board.headings]
-    writer.writerow(["model", "identity_id", "check", *titles, "Avg"])
+    writer.writerow(["model", "identity_id", "check", "block", "size", "sources", *titles, "Avg"])
     for row in board.rows:
         values = ["" if v is None else repr(v) for v in (*row.values, row.average)]
-        writer.writerow([row.label, row.identity_id, str(row.check).lower(), *values])
+        about = [row.label, row.identity_id, str(row.check).lower(), row.block, row.size or ""]
+        writer.writerow([*about, "; ".join(row.sources), *values])
     return out.getvalue()
 
 
@@ -274,6 +411,10 @@ def _json(board: Leaderboard) -> str:
                 "identity_id": row.identity_id,
                 "check": row.check,
                 "marked": row.marked,
+                "block": row.block,
+                "size": row.size,
+                "plugin": row.plugin,
+                "sources": row.sources,
                 "average": row.average,
                 "cells": cells,
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import pluggy
 
 from harness import hookspecs
-from harness.errors import PluginError, UnknownName
+from harness.errors import HarnessError, PluginError, UnknownName
 from harness.model import ModelSpec
+from harness.published import Reported
 from harness.run import Searcher
 from harness.task import Suite, Task
 
@@ -75,6 +76,24 @@ class Catalog:
                 )
             names |= dict.fromkeys(matches)
         return [_get("task", name, self.tasks, self._failed) for name in names]
+
+    def reported(self) -> tuple[Reported, ...]:
+        """What plugins know of published numbers; read anew, and only when asked for.
+
+        Raises PluginError where a plugin fails, or where a number is there twice.
+        """
+        found: dict[tuple[Any, ...], tuple[str, Reported]] = {}
+        for implementation in self.manager.hook.harness_reported.get_hookimpls():
+            name = implementation.plugin_name
+            for number in _reported(name, implementation.function):  # type: ignore[arg-type]
+                key = (number.paper, number.table, number.model, number.setting, number.task, number.metric)
+                if key in found:
+                    raise PluginError(
+                        f"{number.paper}, {number.table}: {number.model} has two numbers for {number.task}"
+                        f" {number.metric or 'mean'} (offered by {found[key][0]} and {name}): keep one"
+                    )
+                found[key] = name, number
+        return tuple(number for _, number in found.values())
 
     @property
     def _failed(self) -> str:
@@ -148,6 +167,21 @@ def _offers(manager: pluggy.PluginManager, name: str, point: metadata.EntryPoint
             raise PluginError(f"plugin {name}: harness_{kind} returned one name twice")
         offers[kind] = offered
     return offers
+
+
+def _reported(name: str, hook: Callable[[], Iterable[Any] | None]) -> list[Reported]:
+    try:
+        numbers = list(hook() or ())
+    except HarnessError:
+        raise
+    except Exception as error:  # whatever a plugin raises is its own fault
+        raise PluginError(
+            f"plugin {name}: harness_reported failed ({type(error).__name__}: {error}): mend or uninstall it"
+        ) from error
+    for number in numbers:
+        if not isinstance(number, Reported):
+            raise PluginError(f"plugin {name}: harness_reported returned {number!r}, not a Reported")
+    return numbers
 
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:

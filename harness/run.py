@@ -69,9 +69,9 @@ class SearchRequest:
     """What a search backend is asked: the top `k` of the pool for each query.
 
     `scope`, where given, limits each query to the listed rows; `exclude` takes rows out. The
-    places of all `positives` are wanted as well, at any depth; a positive that is -1 (outside the
-    pool), outside the scope or excluded is unreachable. `memory` is the budget in bytes beyond
-    queries and results.
+    places of all `positives` are wanted as well, as far as the best `k` reach; a positive that is
+    -1 (outside the pool), outside the scope or excluded is unreachable. `memory` is the budget in
+    bytes beyond queries and results.
     """
 
     queries: Rows
@@ -91,8 +91,9 @@ class Found:
 
     rows, scores: [Q, k], padded with -1 and -inf where a query has fewer candidates.
     For each positive in order of `request.positives`: its score (-inf: unreachable), how many
-    candidates in scope score higher (`greater`), how many others score the same (`equal`), and
-    how many of those stand before it in the pool (`before`).
+    candidates in scope score higher (`greater`), how many others score the same, however deep
+    (`equal`), and how many of those stand before it in the pool (`before`). Where k or more score
+    higher, `greater` is BEYOND and the others are 0: no cut-off up to k can tell the place.
     """
 
     rows: Int32
@@ -101,6 +102,10 @@ class Found:
     greater: Int32
     equal: Int32
     before: Int32
+
+
+BEYOND = 2**31 - 1
+"""`greater` of a positive that none of the best k ties with or stands below."""
 
 
 class Search(Protocol):

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import HarnessError
-from harness.run import Float32, Found, Int32, Int64, Ragged, Rows, Searcher, SearchRequest
+from harness.run import BEYOND, Float32, Found, Int32, Int64, Ragged, Rows, Searcher, SearchRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,16 +85,61 @@ def search(request: SearchRequest) -> Found:
     Raises HarnessError where no tile fits the budget, or where the request makes no sense.
     """
     check(request)
-    return scoped(request) if request.scope is not None else _sweep(request, request.k)
+    if request.scope is not None:
+        return scoped(request)
+    wide = replace(request, k=request.k + 1, positives=Ragged.of([()] * len(request.queries)))
+    found = _sweep(wide, wide.k)
+    return placed(request, found.rows, found.scores)
 
 
 TORCH = Searcher("torch", "exact blocked search in torch, on CPU or CUDA", search)
 
 
-def count_positives(request: SearchRequest) -> Found:
-    """The places of the positives alone; `rows` and `scores` are [Q, 0]."""
-    check(request)
-    return scoped(request, k=0) if request.scope is not None else _sweep(request, 0)
+def placed(request: SearchRequest, rows: Int32, scores: Float32) -> Found:
+    """The answer, given the exact best k + 1 of every query, [Q, k + 1] padded with -1 and -inf:
+    they are cut to k, and place the positives. Only where a tie reaches from above k to the end of
+    the list is the pool read again, for those queries alone.
+    """
+    k, positives, size = request.k, request.positives, len(request.pool)
+    found = _Counts.empty(len(positives.values))
+    for a, b in _spans(positives.indptr, max(1, request.memory // (32 * (k + 1)))):
+        pairs = _pairs(positives, a, b, size)
+        reached = (pairs >= 0) & ~np.isin(pairs, _set(request.exclude, a, b, size))
+        query, row = np.divmod(pairs[reached], max(1, size))
+        score = rescore(request, query + a, row)
+        ranked = scores[a:b][query]
+        same = ranked == score[:, None]
+        part = _Counts(
+            score,
+            (ranked > score[:, None]).sum(1, dtype=np.int32),
+            same.sum(1, dtype=np.int32) - 1,
+            (same & (rows[a:b][query] < row[:, None])).sum(1, dtype=np.int32),
+        )
+        found.put(np.flatnonzero(reached) + int(positives.indptr[a]), part)
+    last = scores[positives.query, -1]
+    reached = found.score > -np.inf
+    found.greater[reached & (found.score < last)] = BEYOND
+    _recount(request, found, np.flatnonzero(reached & (found.score == last) & (found.greater < k)))
+    return found.answer(rows[:, :k], scores[:, :k])
+
+
+def _recount(request: SearchRequest, found: _Counts, which: Int64) -> None:
+    """Count anew for these positives, over the whole pool."""
+    if not len(which):
+        return
+    query, number = np.unique(request.positives.query[which], return_inverse=True)
+    lists: list[list[int]] = [[] for _ in query]
+    for n, row in zip(number.tolist(), request.positives.values[which].tolist(), strict=True):
+        lists[n].append(row)
+    exclude = request.exclude
+    again = replace(
+        request,
+        queries=ArrayRows(request.queries.take(query)),
+        positives=Ragged.of(lists),
+        exclude=None if exclude is None else Ragged.of([exclude[q] for q in query.tolist()]),
+    )
+    counted = _sweep(again, 0)
+    found.put(which, _Counts(counted.positive_scores, counted.greater, counted.equal, counted.before))
 
 
 def check(request: SearchRequest) -> None:
@@ -147,10 +192,10 @@ def _best_sorted(query: Int64, rows: Int64, scores: Float32, queries: int, k: in
     return top_rows, top_scores
 
 
-def scoped(request: SearchRequest, *, k: int | None = None) -> Found:
+def scoped(request: SearchRequest) -> Found:
     """Search limited to a scope per query: its rows are gathered and scored one by one."""
     assert request.scope is not None
-    k = request.k if k is None else k
+    k = request.k
     size, positives = len(request.pool), request.positives
     rows = np.full((len(positives), k), -1, dtype=np.int32)
     scores = np.full((len(positives), k), -np.inf, dtype=np.float32)
@@ -165,7 +210,7 @@ def scoped(request: SearchRequest, *, k: int | None = None) -> Found:
         rows[a:b], scores[a:b] = _best_sorted(query[order], row[order], score[order], b - a, k)
         at = slice(int(positives.indptr[a]), int(positives.indptr[b]))
         found.put(at, _places(pairs, query, score, order, _pairs(positives, a, b, size)))
-    return Found(rows, scores, found.score, found.greater, found.equal, found.before)
+    return found.answer(rows, scores)
 
 
 def _pairs(lists: Ragged, start: int, stop: int, size: int) -> Int64:
@@ -212,6 +257,15 @@ class _Counts:
     def put(self, at: slice | Int64, part: _Counts) -> None:
         self.score[at], self.greater[at] = part.score, part.greater
         self.equal[at], self.before[at] = part.equal, part.before
+
+    def answer(self, rows: Int32, scores: Float32) -> Found:
+        """With the best k, [Q, k]: a positive that k or more candidates beat is BEYOND."""
+        beyond = self.greater >= rows.shape[1]
+        greater, equal, before = (
+            np.where(beyond, np.int32(value), counts)
+            for value, counts in ((BEYOND, self.greater), (0, self.equal), (0, self.before))
+        )
+        return Found(rows, scores, self.score, greater, equal, before)
 
 
 def _places(pairs: Int64, query: Int64, score: Float32, order: Int64, wanted: Int64) -> _Counts:

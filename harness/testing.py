@@ -99,12 +99,11 @@ def oracle(collection: Collection) -> CheckFrontend:
             f"the oracle knows {ORACLE_DIMENSIONS} relevant contents, not {len(coordinate)}: use --limit"
         )
     weights |= {k: {at: 1.0} for k, at in coordinate.items()}
-    identity = {"check": "oracle", "version": "1", "qrels": digest(_plain_qrels(collection))}
-    return CheckFrontend(identity, max(1, len(coordinate)), weights)
-
-
-def _plain_qrels(collection: Collection) -> dict[str, dict[str, int]]:
-    return {q: dict(grades) for q, grades in (collection.qrels or {}).items()}
+    # The weights, not only the qrels: another pool gives the same positives other coordinates.
+    known = digest({k.hex(): mine for k, mine in weights.items()})
+    return CheckFrontend(
+        {"check": "oracle", "version": "1", "answers": known}, max(1, len(coordinate)), weights
+    )
 
 
 def oracle_ranking(collection: Collection) -> Ranking:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from harness.errors import HarnessError
 from harness.run import Float32, Found, Int32, Int64, Ragged, Searcher, SearchRequest
-from harness.search import ArrayRows, best, check, count_positives, rescore, scoped, tolerance
+from harness.search import ArrayRows, best, check, placed, rescore, scoped, tolerance
 from harness.search import search as exhaustive
 
 _SPARE = 32
@@ -39,23 +39,24 @@ def search(request: SearchRequest) -> Found:
     eps = tolerance(request.pool.dim, "cuda" if on_gpu else "cpu")
     index = _index(faiss, request, on_gpu)
     queries, size = len(request.queries), len(request.pool)
-    rows = np.full((queries, request.k), -1, dtype=np.int32)
-    scores = np.full((queries, request.k), -np.inf, dtype=np.float32)
+    k = request.k + 1  # one more than asked: it tells whether a tie goes on
+    rows = np.full((queries, k), -1, dtype=np.int32)
+    scores = np.full((queries, k), -np.inf, dtype=np.float32)
     left = np.arange(queries)
     excluded = 0 if request.exclude is None else int(np.diff(request.exclude.indptr).max(initial=0))
-    width = request.k + excluded + _SPARE
+    width = k + excluded + _SPARE
     while size and len(left) and width <= _WIDEST:
         certain = np.zeros(len(left), dtype=bool)
         step = max(1, request.memory // 4 // (64 * width + 8 * request.pool.dim))
         for a in range(0, len(left), step):
             part = left[a : a + step]
-            rows[part], scores[part], low = _propose(index, request, part, min(width, size))
+            rows[part], scores[part], low = _propose(index, request, part, k, min(width, size))
             certain[a : a + step] = (width >= size) | (low + eps < scores[part, -1])
         left, width = left[~certain], 2 * width
     if len(left):
-        rest = exhaustive(_only(request, left))
+        rest = exhaustive(_only(request, left, k))
         rows[left], scores[left] = rest.rows, rest.scores
-    return replace(count_positives(request), rows=rows, scores=scores)
+    return placed(request, rows, scores)
 
 
 FAISS = Searcher("faiss", "faiss flat index, its proposals rescored exactly", search)
@@ -85,7 +86,9 @@ def _index(faiss: Any, request: SearchRequest, on_gpu: bool) -> Any:
     return index
 
 
-def _propose(index: Any, request: SearchRequest, part: Int64, width: int) -> tuple[Int32, Float32, Float32]:
+def _propose(
+    index: Any, request: SearchRequest, part: Int64, k: int, width: int
+) -> tuple[Int32, Float32, Float32]:
     """Rows and canonical scores [P, k] of these queries, and the lowest score that faiss gave, [P]."""
     asked = np.ascontiguousarray(request.queries.take(part), dtype=np.float32)
     rough: Float32
@@ -94,7 +97,7 @@ def _propose(index: Any, request: SearchRequest, part: Int64, width: int) -> tup
     query = np.repeat(np.arange(len(part), dtype=np.int64), width)
     keep = ~_excluded(request, part, query, proposed.ravel())
     query, row = query[keep], proposed.ravel()[keep]
-    rows, scores = best(query, row, rescore(request, part[query], row), queries=len(part), k=request.k)
+    rows, scores = best(query, row, rescore(request, part[query], row), queries=len(part), k=k)
     return rows, scores, rough[:, -1]
 
 
@@ -106,11 +109,12 @@ def _excluded(request: SearchRequest, part: Int64, query: Int64, rows: Int64) ->
     return np.isin(query * size + rows, np.concatenate(pairs))
 
 
-def _only(request: SearchRequest, queries: Int64) -> SearchRequest:
-    """The request for these queries alone, without positives."""
+def _only(request: SearchRequest, queries: Int64, k: int) -> SearchRequest:
+    """The request for the best k of these queries alone, without positives."""
     exclude = request.exclude
     return replace(
         request,
+        k=k,
         queries=ArrayRows(request.queries.take(queries)),
         positives=Ragged.of([()] * len(queries)),
         exclude=None if exclude is None else Ragged.of([exclude[q].tolist() for q in queries.tolist()]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from harness.hookspecs import hookimpl
 from harness.task import Suite, Task
 
-from . import demo, stamps
+from . import demo, mbeir, stamps
 
 
 @hookimpl
 def harness_tasks() -> tuple[Task, ...]:
-    return (*demo.TASKS, *stamps.TASKS)
+    return (*demo.TASKS, *stamps.TASKS, *mbeir.TASKS)
 
 
 @hookimpl
 def harness_suites() -> tuple[Suite, ...]:
-    return (demo.SUITE, stamps.SUITE)
+    return (demo.SUITE, stamps.SUITE, *mbeir.SUITES)

@@ -15,12 +15,13 @@ LAYERS = [
     {"metrics"},
     {"collection"},
     {"model", "run"},
-    {"task", "table", "reported"},
+    {"task", "table", "published"},
     {"result"},
     {"hookspecs"},
     {"registry", "store", "search"},
     {"encode"},
     {"evaluate", "leaderboard"},
+    {"reproduce"},
     {"testing", "cli"},
 ]
 HEAVY = {

@@ -18,8 +18,13 @@ TASKS = list(CATALOG.tasks.values())
 
 
 def family(task: Task) -> str:
-    """Tasks that differ only in language share code and miniature."""
-    return task.name.rsplit("-", 1)[0] if task.name.startswith("stamps/text-to-image") else task.name
+    """Tasks that differ only in language, or in M-BEIR's data set, share code and miniature."""
+    if task.name.startswith("stamps/text-to-image"):
+        return task.name.rsplit("-", 1)[0]
+    if task.name.startswith("mbeir"):
+        pool, _, name = task.name.partition("/")
+        return f"{pool}/{name[-1]}"
+    return task.name
 
 
 ONE_OF_EACH = list({family(t): t for t in reversed(TASKS)}.values())

@@ -2,11 +2,15 @@ import csv
 import dataclasses
 import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
+from harness.cli import main
 from harness.leaderboard import leaderboard, render, tasks_suite
 from harness.metrics import MRR, Hit
+from harness.published import Reported
 from harness.result import Result, Score
 from harness.task import Column, Suite
 from toys import task
@@ -108,6 +112,18 @@ def test_rows_of_one_model_are_told_apart_by_what_differs():
     assert sorted(cells(leaderboard([SUITE], TASKS, weights))) == ["m (weights=w1)", "m (weights=w2)"]
 
 
+def test_the_four_instructions_behind_a_mean_are_no_rows_of_their_own():
+    results = [
+        result("m", "a/x", v, protocol={**SETTINGS, "version": 1, "instructions": name})
+        for name, v in (("1", 0.1), ("2", 0.3), ("all", 0.2), ("hash", 0.25))
+    ]
+    assert sorted(cells(leaderboard([SUITE], TASKS, results))) == [
+        "m (instructions=all)",
+        "m (instructions=hash)",
+    ]
+    assert len(leaderboard([SUITE], TASKS, results[:2]).rows) == 2
+
+
 def test_another_profile_is_marked():
     other = result("m", "a/x", 0.5, protocol={**SETTINGS, "version": 1, "profile": "lamra"})
     board = leaderboard([SUITE], TASKS, [other, *full("n", 0.1, 0.1, 0.1)])
@@ -162,9 +178,10 @@ def test_names_cannot_break_the_table():
 def test_csv_and_json_keep_full_precision():
     board = leaderboard([SUITE], TASKS, [*full("m", 1 / 3, 0.2, 0.3), result("n", "a/x", 0.1)])
     rows = list(csv.reader(io.StringIO(render(board, "csv"))))
-    assert rows[0] == ["model", "identity_id", "check", "A/X R@1", "A/Y R@1", "B/Z MRR@10", "Avg"]
-    assert float(rows[1][3]) == 1 / 3
-    assert rows[2][4:] == ["", "", ""]
+    about = ["model", "identity_id", "check", "block", "size", "sources"]
+    assert rows[0] == [*about, "A/X R@1", "A/Y R@1", "B/Z MRR@10", "Avg"]
+    assert float(rows[1][6]) == 1 / 3
+    assert rows[2][7:] == ["", "", ""]
     data = json.loads(render(board, "json"))
     assert data["rows"][0]["cells"][0] == {"group": "A", "title": "X", "metric": "R@1", "value": 1 / 3}
     assert data["rows"][1]["average"] is None
@@ -181,3 +198,143 @@ def test_several_suites_stand_side_by_side():
     assert board.title == "Suite + Other"
     assert board.headings[3].metric == "R@1"
     assert board.rows[0].values[3] is None
+
+
+HIT = Hit(1)
+
+
+def number(model, name, value, *, metric=HIT, setting="single model", paper="p", **more):
+    fields = {"title": paper.upper(), "table": "T1", "grade": "A", "source": "its file", "suites": ("s",)}
+    return Reported(
+        paper=paper, model=model, task=name, metric=metric, value=value, setting=setting, **(fields | more)
+    )
+
+
+def row(model, x, y, z, average=None, **more):
+    cells = [number(model, "a/x", x, **more), number(model, "a/y", y, **more)]
+    cells.append(number(model, "b/z", z, metric=MRR(10), **more))
+    return cells if average is None else [*cells, number(model, "s", average, metric=None, **more)]
+
+
+def test_published_rows_stand_in_italics_in_two_blocks_with_their_sources_below():
+    published = [
+        *row("Theirs", 0.6, 0.2, 0.7, 0.51, size="7B"),
+        *row("Theirs+", 0.9, 0.8, 0.7, setting="recall-then-rerank", paper="q", note="read twice"),
+    ]
+    board = leaderboard([SUITE], TASKS, full("m", 0.5, 0.25, 0.123456), reported=published)
+    assert render(board, "markdown") == (
+        "### Suite\n"
+        "\n"
+        "|                      |        |           A |               |           B |             |\n"
+        "|:---------------------|-------:|------------:|--------------:|------------:|------------:|\n"
+        "| *Model*              | *Size* |     *X R@1* |       *Y R@1* |  *Z MRR@10* |       *Avg* |\n"
+        "| *single model*       |        |             |               |             |             |\n"
+        "| Theirs <sup>1</sup>  |     7B |  ***60.0*** | <u>*20.0*</u> |  ***70.0*** |  ***51.0*** |\n"
+        "| m                    |        | <u>50.0</u> |      **25.0** | <u>12.3</u> | <u>29.1</u> |\n"
+        "| *+ rerank*           |        |             |               |             |             |\n"
+        "| Theirs+ <sup>2</sup> |        |      *90.0* |        *80.0* |      *70.0* |      *80.0* |\n"
+        "\n"
+        "R@k is hit@k: the share of queries with a relevant candidate among the first k.  \n"
+        "*Italics*: published, not measured here; the average is the printed one where there is one.  \n"
+        "<sup>1</sup> P, T1: its file; grade A  \n"
+        "<sup>2</sup> Q, T1: its file; grade A; read twice  \n"
+    )
+
+
+def test_what_was_published_of_our_model_stands_right_below_it():
+    published = [
+        *row("other", 0.5, 0.5, 0.5),
+        *row("Ours", 0.1, 0.1, 0.1, plugin="m"),
+        *row("Ours", 0.2, 0.2, 0.2, plugin="m", paper="q"),
+        *row("Ours+", 0.9, 0.9, 0.9, plugin="m", setting="recall-then-rerank"),
+    ]
+    mine = [*full("m", 0.9, 0.9, 0.9), *full("m", 0.3, 0.3, 0.3, identity="w2"), *full("m+r", 0.1, 0.1, 0.1)]
+    board = leaderboard([SUITE], TASKS, mine, reported=published)
+    assert [r.label for r in board.rows] == [
+        "m (weights=i)", "Ours", "Ours", "other", "m (weights=w2)", "Ours+", "m+r"
+    ]  # fmt: skip
+    assert [r.sources != () for r in board.rows] == [False, True, True, True, False, True, False]
+
+
+def test_a_published_average_is_the_printed_one_of_one_suite_and_computed_otherwise():
+    published = row("a", 0.1, 0.2, 0.3, 0.21)
+    assert leaderboard([SUITE], TASKS, [], reported=published).rows[0].average == 0.21
+    both = leaderboard([SUITE, Suite("t", "T", SUITE.columns)], TASKS, [], reported=published)
+    assert both.rows[0].average == pytest.approx(0.2)
+    only = leaderboard([SUITE], TASKS, [], reported=published[-1:])
+    assert (only.rows[0].values, only.rows[0].average) == ((None, None, None), 0.21)
+
+
+def test_tables_of_one_paper_are_joined_and_those_about_other_suites_left_out():
+    published = [
+        number("a", "a/x", 0.1),
+        number("a", "a/y", 0.2, table="T2"),
+        number("b", "a/x", 0.3, suites=("other",)),
+        number("c", "a/x", 0.4, metric=Hit(5)),
+    ]
+    board = leaderboard([SUITE], TASKS, [], reported=published)
+    assert cells(board) == {"a": (0.1, 0.2, None)}
+    assert board.rows[0].sources == ("P, T1: its file; grade A", "P, T2: its file; grade A")
+
+
+def test_a_data_sets_number_stands_in_the_column_over_its_tasks():
+    suite = Suite("s", "S", (Column("A", "", ("a/x", "a/y")), Column("B", "", ("a/x", "b/z"), metric=Hit(1))))
+    board = leaderboard([suite], TASKS, [], reported=[number("m", "a", 0.4), number("m", "a/x", 0.1)])
+    assert board.rows[0].values == (0.4, None)
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["harness", "leaderboard", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("golden", "arguments"),
+    [
+        ("umarvel-local.md", ("mbeir-local", "--reported", "--paper", "umarvel")),
+        ("umarvel-global.md", ("mbeir-global", "--paper", "umarvel")),
+        ("lamra-local.md", ("mbeir-local", "--paper", "lamra")),
+        ("lamra-heldout.md", ("mbeir-heldout", "--paper", "lamra")),
+    ],
+)
+def test_the_tables_of_the_papers_come_out_cell_for_cell(cli, golden, arguments):
+    """Every cell of the files was compared with the list of numbers read from the papers' pictures."""
+    code, out, _ = cli(*arguments)
+    assert code == 0
+    assert out == (Path(__file__).parent / "golden" / golden).read_text(encoding="utf-8")
+
+
+def test_all_papers_are_shown_with_grade_b_and_second_hand_ones_on_demand(cli):
+    _, out, _ = cli("mbeir-local", "--reported", "--format", "json")
+    models = {r["model"] for r in json.loads(out)["rows"]}
+    assert {"U-MARVEL (Qwen2-VL-7B)", "BLIP2", "ARR-RL-8B (init Qwen3-VL-Embedding-8B)"} <= models
+    assert "Retrv-R1-7B" not in models
+    _, out, _ = cli("mbeir-local", "--reported", "--grade", "C", "--format", "json")
+    assert "Retrv-R1-7B" in {r["model"] for r in json.loads(out)["rows"]}
+    _, out, _ = cli("mbeir-local", "--reported", "--grade", "A", "--format", "json")
+    assert {r["model"] for r in json.loads(out)["rows"]} < models
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mbeir-local",), "no results folder results/runs"),
+        (("demo", "--reported"), "nothing is published for"),
+        (("mbeir-local", "--reported", "--runs", "nowhere"), "no results folder nowhere"),
+        (("mbeir-local", "--paper", "umarvl"), "unknown paper 'umarvl': did you mean umarvel?"),
+        (("mbeir-local", "--reported", "--grade", "Z"), "unknown grade 'Z': known: A, B, C"),
+    ],
+)
+def test_a_leaderboard_without_rows_to_show_is_one_clear_line(cli, arguments, message):
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err

@@ -1,11 +1,9 @@
 """A search backend: numpy proposes, the harness's exact scores decide."""
 
-import dataclasses
-
 import numpy as np
 
 from harness.run import Searcher
-from harness.search import best, count_positives, rescore, scoped
+from harness.search import best, placed, rescore, scoped
 
 
 def search(request):
@@ -18,8 +16,7 @@ def search(request):
         out = request.exclude.query * size + request.exclude.values
         kept = ~np.isin(query * size + rows, out)
         query, rows = query[kept], rows[kept]
-    top_rows, top_scores = best(query, rows, rescore(request, query, rows), queries=n, k=request.k)
-    return dataclasses.replace(count_positives(request), rows=top_rows, scores=top_scores)
+    return placed(request, *best(query, rows, rescore(request, query, rows), queries=n, k=request.k + 1))
 
 
 NUMPY = Searcher("numpy", "every pair scored, for small pools", search)
