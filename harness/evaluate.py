@@ -175,7 +175,8 @@ def evaluate(
         except (StorageError, CheckpointMissing):
             raise
         except HarnessError as error:
-            tell(f"{task.name}: {error}")
+            said = str(error)
+            tell(said if said.startswith(task.name) else f"{task.name}: {said}")
             outcomes.append(Outcome(task.name, error=str(error)))
     return outcomes
 

@@ -248,7 +248,9 @@ def _label(result: Result, others: Sequence[Result]) -> str:
         theirs = [dict(r.identity) if key == "identity" else _settings(r) for r in same]
         for name in () if result.check and key == "identity" else mine:
             if any(t.get(name) != mine[name] for t in theirs):
-                apart.append(f"{name}={mine[name]}")
+                value = mine[name]
+                shown = (",".join(value) or "none") if isinstance(value, list) else value
+                apart.append(f"{name}={shown}")
     return f"{result.model} ({', '.join(apart)})" if apart else result.model
 
 
