@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -137,22 +137,3 @@ def _code_digest(cls: type) -> str:
 def identity_id(identity: Mapping[str, str]) -> str:
     """The digest of a full identity: the model's side of every score and of every stored row."""
     return digest(identity)
-
-
-def require_modalities(name: str, frontend: Frontend, wanted: Iterable[str]) -> str | None:
-    """Why the model cannot take all of these modalities, or None when it can."""
-    lacking = sorted(set(wanted) - set(frontend.modalities))
-    return f"{name} does not take {', '.join(lacking)}" if lacking else None
-
-
-__all__ = [
-    "Batch",
-    "Embedder",
-    "Frontend",
-    "ModelSpec",
-    "full_identity",
-    "identity_id",
-    "library_versions",
-    "options",
-    "require_modalities",
-]
