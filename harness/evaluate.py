@@ -283,6 +283,8 @@ def _evaluate_all_instructions(
             ties={},
             analysis={"instructions": len(results), "spread": spread},
         )
+    if path.exists():
+        tell(f"{task.name}: replacing {path}")
     result.write(options.output_dir)
     return Outcome(task.name, result, fresh=True)
 

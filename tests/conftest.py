@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,20 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(6):
         write_picture(folder / f"p{i}.png", seed=i)
     return folder
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Run the console script's function in an empty folder: (exit status, stdout, stderr)."""
+    from harness.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run

@@ -10,22 +10,6 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
-from harness.cli import main
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Run the console script's function in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 def eval_random(cli, *more):

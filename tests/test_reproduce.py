@@ -1,11 +1,9 @@
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from harness.cli import main
 from harness.metrics import MRR, Hit
 from harness.published import Reported, read_reported, select
 from harness.reproduce import render, reproduce
@@ -218,20 +216,6 @@ def mbeir(paper, plugin, **protocol):
         if r.metric
         == Hit(10 if r.task.endswith(("fashion200k_task0", "fashion200k_task3", "fashioniq_task7")) else 5)
     ]
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return run
 
 
 def store(results):
