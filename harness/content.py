@@ -52,15 +52,21 @@ class Candidate:
     id: str
     parts: tuple[Part, ...]
     instruction: str | None = None
+    separator: str = " "
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One thing that is asked."""
+    """One thing that is asked.
+
+    `separator` is what a model that joins strings puts between the instruction and a text that
+    follows it: a blank, but for the prompts of code bases that put nothing there.
+    """
 
     id: str
     parts: tuple[Part, ...]
     instruction: str | None = None
+    separator: str = " "
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Item:
     role: Role
     parts: tuple[Part, ...]
     instruction: str | None = None
+    separator: str = " "
 
     @property
     def modality(self) -> Modality:
@@ -79,7 +86,9 @@ class Item:
 def item(thing: Query | Candidate, *, instructed: bool = True) -> Item:
     """The model's view of a query or candidate; without its instruction where it reads none."""
     role: Role = "query" if isinstance(thing, Query) else "candidate"
-    return Item(role, thing.parts, thing.instruction if instructed else None)
+    if not instructed or thing.instruction is None:
+        return Item(role, thing.parts)
+    return Item(role, thing.parts, thing.instruction, thing.separator)
 
 
 def modality(parts: Sequence[Part]) -> Modality:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import posixpath
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ def numbered_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[tuple[int
             if lacking:
                 raise DataInvalid(f"{path}, line {number}: no field {', '.join(map(repr, lacking))}")
             yield number, row
+
+
+def escapes(name: str) -> bool:
+    """Whether a relative path that stands in a data file leads out of its folder."""
+    return name.startswith("/") or posixpath.normpath(name).split("/")[0] == ".."
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -35,6 +35,8 @@ def key(item: Item, digests: Digests) -> bytes:
     Together with the model's identity they name a vector. Raises OSError for unreadable media.
     """
     content = [item.role, item.instruction, [_content(part, digests) for part in item.parts]]
+    if item.separator != " ":
+        content.append(item.separator)
     return blake2b(json.dumps(content, ensure_ascii=True).encode(), digest_size=16).digest()
 
 

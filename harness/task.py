@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.collection import Collection, Qrels
-from harness.errors import DataInvalid, DataMissing
+from harness.errors import DataInvalid, DataMissing, NoSuchInstruction
 from harness.metrics import Metric
 from harness.run import Run
+
+MINIATURE = "miniature.json"
+"""A file of this name in a data set's folder says that it is a miniature: its counts are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +38,65 @@ def only(
     *,
     splits: Sequence[str] = ("test",),
     profiles: Sequence[str] = ("default",),
+    compat: Sequence[str] = (),
 ) -> str:
     """The split that the protocol asks for (the first, where it names none).
 
-    Raises DataInvalid for a split or profile that the task does not have, instead of scoring
-    another one under that name.
+    Raises DataInvalid for a split, profile or compat switch that the task does not have, instead
+    of scoring another one under that name.
     """
     split = splits[0] if protocol.split is None else protocol.split
     asked = (("split", "--split", split, splits), ("profile", "--prompt-profile", protocol.profile, profiles))
     for kind, flag, value, known in asked:
         if value not in known:
             raise DataInvalid(f"{task} has no {kind} {value!r}: use {flag} {' or '.join(known)}")
+    for switch in protocol.compat:
+        if switch not in compat:
+            known_ones = f"known: {', '.join(compat)}" if compat else "it has none"
+            raise DataInvalid(f"{task} knows no compat {switch!r}: {known_ones}")
     return split
+
+
+def one_instruction(task: str, protocol: Protocol, text: str | None) -> str | None:
+    """What a task with a single instruction says under the protocol's policy.
+
+    Raises NoSuchInstruction for number 2 and beyond, DataInvalid for an unknown policy.
+    """
+    policy = protocol.instructions
+    if policy == "none":
+        return None
+    if policy in ("hash", "first", "1"):
+        return text
+    if policy.isdecimal():
+        raise NoSuchInstruction(f"{task} has one instruction, no number {policy}: use --instructions first")
+    raise DataInvalid(
+        f"{task} knows no instruction policy {policy!r}: use --instructions hash, first, none or 1"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where a need lies on the Hugging Face hub: a data set repository, and globs of its files.
+
+    The files land below the data root under the names that they have in the repository, `into` a
+    folder of it; archives (zip, tar) among them are unpacked there.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    into: Path = Path()
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A count that the published data have: one of `checked`'s, such as queries or candidates.
+
+    evidence: V seen in the files or in an official output, L from the literature.
+    """
+
+    count: str
+    value: int
+    evidence: Literal["V", "L"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +112,8 @@ class Need:
     otherwise: tuple[Path, ...] = ()
     media: bool = False
     """A folder of pictures or clips: it must be there, but only what is used of it is read."""
+    hub: Hub | None = None
+    """Where `harness data fetch` gets it; None: only by hand, as `source` says."""
 
     def find(self, data_root: Path) -> Path | None:
         """Where it lies, or None. The case of the name does not matter where it is not exact."""
@@ -118,10 +170,23 @@ class Task:
     reads everything and looks for every picture."""
     analyse: Callable[[Collection, Run], Mapping[str, Any]] | None = None
     """What else a run of this task tells, kept as `analysis` in the result."""
+    facts: tuple[Fact, ...] = ()
+    """The counts of the published data, compared by `harness data status` and noted in results."""
+    convert: Callable[[Path], Iterator[str]] | None = None
+    """`convert(data_root)` rewrites an original file that is not read as it is (a pickle) beside
+    itself, and gives a line for each thing done."""
 
     @property
     def headline(self) -> Metric:
         return self.metrics[0]
+
+    def unlike_published(self, counts: Mapping[str, int]) -> list[tuple[Fact, str]]:
+        """The facts that these counts contradict, each with a line that says so."""
+        return [
+            (fact, f"{counts.get(fact.count, 0):,} {fact.count}, {fact.value:,} published")
+            for fact in self.facts
+            if counts.get(fact.count, 0) != fact.value
+        ]
 
     def fingerprint(self, protocol: Protocol, files: Mapping[str, str]) -> dict[str, Any]:
         """The task's side of a score, whose digest is the protocol_id.

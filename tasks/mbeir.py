@@ -36,7 +36,7 @@ import numpy.typing as npt
 from harness.collection import Collection, Pool, Subset
 from harness.content import Candidate, Image, Part, Query, Text, modality
 from harness.errors import DataInvalid, NoSuchInstruction
-from harness.files import numbered_jsonl
+from harness.files import escapes, numbered_jsonl
 from harness.metrics import MRR, NDCG, Hit, Metric, Recall
 from harness.run import Run
 from harness.table import Fields, Table, open_table
@@ -53,14 +53,13 @@ from .mbeir_layout import (
     SPLITS,
     TRAIN_POOL,
     Row,
-    escapes,
-    formatted,
     kinds,
     need,
     read_instructions,
 )
 from .mbeir_verify import verify
 from .mbeir_world import mini
+from .wording import formatted
 
 Place = Literal["local", "global", "heldout"]
 Instruct = Callable[[str], str | None]
@@ -81,10 +80,7 @@ _FIELDS = Fields(id="did", text="txt", image="img_path", modality="modality")
 def load(row: Row, place: Place, data_root: Path, protocol: Protocol) -> Collection:
     """The task `row` in the pool `place`, on the split and with the instructions of the protocol."""
     name = f"mbeir-{place}/{row.name}"
-    split = only(name, protocol, splits=SPLITS)
-    unknown = set(protocol.compat) - {IMAGE_PROMPT}
-    if unknown:
-        raise DataInvalid(f"{name} knows no compat {sorted(unknown)[0]!r}: the only one is {IMAGE_PROMPT!r}")
+    split = only(name, protocol, splits=SPLITS, compat=(IMAGE_PROMPT,))
     queries, known = _queries(row, split, data_root, _instruct(row, protocol, data_root))
     return Collection(
         queries=queries,
@@ -94,7 +90,7 @@ def load(row: Row, place: Place, data_root: Path, protocol: Protocol) -> Collect
 
 
 def needs(row: Row, place: Place, protocol: Protocol) -> tuple[Need, ...]:
-    split = only(f"mbeir-{place}/{row.name}", protocol, splits=SPLITS)
+    split = only(f"mbeir-{place}/{row.name}", protocol, splits=SPLITS, compat=(IMAGE_PROMPT,))
     paths = [row.query_file(split), row.qrels_file(split)]
     paths += dict.fromkeys(other.pool_file(split) for other in _pool_rows(row, place))
     if protocol.instructions != "none":

@@ -10,12 +10,13 @@ which MTEB's statistics and Pyserini's tables agree.
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import DataInvalid
 from harness.task import Need
+
+from .wording import formatted
 
 ROOT = Path("M-BEIR")
 SPLITS = ("test", "val", "train")
@@ -176,23 +177,6 @@ def named(number: int, span: int) -> str:
 def kinds(modality: object) -> frozenset[str]:
     """A modality as a set: "text,image" is "image,text"."""
     return frozenset(modality.split(",")) if isinstance(modality, str) else frozenset()
-
-
-def formatted(text: str | None) -> str:
-    """A text as the official code shows it to a model: `format_string` of UniIR, LamRA and U-MARVEL.
-
-    Carriage returns, white space and then double quotes at both ends go; the first letter becomes a
-    capital, and a full stop closes what ends in none of . ? and !.
-    """
-    text = (text or "").replace("\r", "").strip().strip('"')
-    if not text:
-        return ""
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
-
-
-def escapes(image: str) -> bool:
-    """Whether a picture's path leads out of the data root."""
-    return image.startswith("/") or posixpath.normpath(image).split("/")[0] == ".."
 
 
 def read_instructions(data_root: Path, row: Row) -> tuple[str, ...]:

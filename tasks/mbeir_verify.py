@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import HarnessError
-from harness.files import numbered_jsonl, read_jsonl
+from harness.files import escapes, numbered_jsonl, read_jsonl
+from harness.task import MINIATURE as MARKER
 from harness.task import Protocol
 
 from .mbeir_layout import (
@@ -27,14 +28,13 @@ from .mbeir_layout import (
     ROWS,
     SPLITS,
     Row,
-    escapes,
     kinds,
     need,
     number,
     read_instructions,
 )
 
-MINIATURE = ROOT / "miniature.json"
+MINIATURE = ROOT / MARKER
 """Beside a miniature: its own counts, {task: {"queries": 8, "pool": 24, "qrels": 8, "outside": 0}}."""
 SHOWN = 5
 """Faults of one kind in one file that are shown; the rest is counted."""

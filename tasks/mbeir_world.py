@@ -37,9 +37,9 @@ from harness.errors import DataInvalid
 
 from .mbeir_layout import BY_NAME, DATASETS, INSTRUCTIONS, ROOT, ROWS, Row
 from .mbeir_verify import MINIATURE
+from .miniature import CONCEPTS, PLACES, described, picture
 
 SEED = 2023
-CONCEPTS = 72
 
 SIZES = {
     "visualnews_task0": (8, 24),
@@ -78,21 +78,6 @@ _OTHERS = {"val": 4, "train": 6}
 _COCO = {"test": 10, "val": 4, "train": 6}
 """COCO's pictures; each has three captions, and in the test split two share one."""
 
-_COLOURS = ("red", "green", "blue", "yellow", "black", "purple")
-_SHAPES = ("circle", "square", "ring", "triangle")
-_NUMBERS = ("one", "two", "three")
-_RGB = {
-    "red": (200, 30, 30),
-    "green": (30, 150, 40),
-    "blue": (40, 60, 200),
-    "yellow": (230, 210, 40),
-    "black": (20, 20, 20),
-    "purple": (130, 40, 150),
-}
-_PLACES = (
-    "by the sea", "at noon", "in the park", "on a wall", "under a lamp", "near the bridge", "after rain",
-    "behind glass", "in a hall", "at the market", "on the roof", "in the snow",
-)  # fmt: skip
 _TEXTS = {
     "VisualNews": "Reporters saw {} {}.",
     "Fashion200K": "Dress with {}, seen {}.",
@@ -217,7 +202,7 @@ class _Maker:
     def text(self, row: Row, concept: int) -> str:
         at = self.told.get((row.dataset, concept), 0)
         self.told[row.dataset, concept] = at + 1
-        return _sentence(_TEXTS[row.dataset], concept, _PLACES[at])
+        return _sentence(_TEXTS[row.dataset], concept, PLACES[at])
 
     def plan(self, row: Row, concept: int, **how: Any) -> _Plan:
         return _Plan(
@@ -239,13 +224,6 @@ class _Maker:
         if "image" in row.asked and image is None:
             image = self.picture(row, concept)
         return _Ask((concept,), text, image, tuple(positives), tuple(negatives))
-
-
-def described(concept: int) -> str:
-    """ "two green rings" """
-    rest, number = divmod(concept, len(_NUMBERS))
-    colour, shape = _COLOURS[rest // len(_SHAPES)], _SHAPES[rest % len(_SHAPES)]
-    return f"{_NUMBERS[number]} {colour} {shape}{'s' if number else ''}"
 
 
 def _sentence(template: str, concept: int, place: str = "") -> str:
@@ -673,33 +651,8 @@ def _counts(made: World) -> dict[str, dict[str, int]]:
     return counts
 
 
-@cache
 def _jpeg(drawing: Drawing) -> bytes:
-    from PIL import Image, ImageDraw
-
-    rest, number = divmod(drawing.concept, len(_NUMBERS))
-    colour, shape = _RGB[_COLOURS[rest // len(_SHAPES)]], _SHAPES[rest % len(_SHAPES)]
-    width, height = drawing.size
-    light = 255 - drawing.variant % 40
-    picture = Image.new("RGB", drawing.size, (light, light, 255 - drawing.variant // 40 * 5))
-    draw = ImageDraw.Draw(picture)
-    step = width / (number + 1)
-    for at in range(number + 1):
-        box = (at * step + step * 0.15, height * 0.2, (at + 1) * step - step * 0.15, height * 0.8)
-        _SHAPERS[shape](draw, box, colour)
-    out = io.BytesIO()
-    (picture.convert("L") if drawing.grey else picture).save(out, "JPEG", quality=80)
-    return out.getvalue()
-
-
-_SHAPERS: Mapping[str, Any] = {
-    "circle": lambda draw, box, colour: draw.ellipse(box, fill=colour),
-    "square": lambda draw, box, colour: draw.rectangle(box, fill=colour),
-    "ring": lambda draw, box, colour: draw.ellipse(box, outline=colour, width=3),
-    "triangle": lambda draw, box, colour: draw.polygon(
-        [(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=colour
-    ),
-}
+    return picture(drawing.concept, variant=drawing.variant, size=drawing.size, grey=drawing.grey)
 
 
 def _archive(pictures: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
     {"content", "files", "progress", "compat"},
-    {"digest", "media"},
+    {"digest", "media", "records"},
     {"metrics"},
     {"collection"},
     {"model", "run"},

@@ -607,7 +607,7 @@ def test_an_instruction_is_found_whatever_the_order_of_its_modalities(own):
     [
         ({"split": "dev"}, "has no split 'dev': use --split test or val or train"),
         ({"profile": "lamra"}, "has no profile 'lamra'"),
-        ({"compat": ("umarvel",)}, "knows no compat 'umarvel': the only one is 'umarvel-image-prompt'"),
+        ({"compat": ("umarvel",)}, "knows no compat 'umarvel': known: umarvel-image-prompt"),
         ({"instructions": "second"}, "knows no instruction policy 'second': use --instructions hash"),
     ],
 )
