@@ -350,8 +350,11 @@ def _measure(
         return replace(result, status="unsupported", notes=(str(error),)), None, {}
     seconds |= stats.seconds
     notes: tuple[str, ...] = ()
+    if options.protocol.limit is None:
+        notes = tuple(f"not the published data: {line}" for _, line in task.unlike_published(counts))
     if queries.broken or pool.broken:
-        collection, queries, pool, notes = _leave_out(collection, queries, pool)
+        collection, queries, pool, left_out = _leave_out(collection, queries, pool)
+        notes += left_out
         counts |= {
             "left_out_queries": counts["queries"] - len(queries.keys),
             "left_out_candidates": counts["candidates"] - len(pool.keys),

@@ -6,11 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from harness.errors import HarnessError
+from harness.exposure import STATUSES, Exposure, Status, exposure
 from harness.metrics import Metric
+from harness.model import ModelSpec
 from harness.published import Reported
 from harness.result import Result
 from harness.task import Column, Suite, Task
@@ -51,6 +54,10 @@ class Row:
     size: str | None = None
     plugin: str | None = None
     sources: tuple[str, ...] = ()
+    exposures: tuple[Exposure, ...] = ()
+    """For each column, whether the model was trained on its data."""
+    averages: Mapping[Status, float | None] = field(default_factory=dict)
+    """The averages over the columns of each status that occurs among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,12 @@ class Leaderboard:
     headings: tuple[Heading, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """The kinds of exposure that have an average of their own; none where nothing is known."""
+        found = {status for row in self.rows for status in row.averages}
+        return tuple(s for s in STATUSES if s in found) if found - {"unknown"} else ()
 
 
 def tasks_suite(tasks: Sequence[Task]) -> Suite:
@@ -80,10 +93,14 @@ def leaderboard(
     tasks: Mapping[str, Task],
     results: Iterable[Result],
     *,
+    models: Mapping[str, ModelSpec] = MappingProxyType({}),
     limit: int | None = None,
     reported: Sequence[Reported] = (),
 ) -> Leaderboard:
     """The table of `suites` over `results`, only those made with this `limit`, beside `reported`.
+
+    `models` say what they were trained on: each cell is marked by it, and has its share in the
+    average over what was trained on, held out or unknown.
 
     A column never mixes data: of results that differ in task version, split or files, those that
     agree with the newest stay and the others are left out with a note.
@@ -108,6 +125,7 @@ def leaderboard(
             cells.setdefault(_row_key(r), {})[r.task] = r
     rows = [_row(columns, tasks, found, cells) for found in cells.values()]
     rows += _reported_rows(suites, columns, tasks, reported)
+    rows = [_exposed(row, columns, tasks, models) for row in rows]
     rows.sort(
         key=lambda row: (
             row.check,
@@ -164,6 +182,22 @@ def _row(
         marked=marked,
         block="+ rerank" if "+" in any_result.model else "single model",
     )
+
+
+def _exposed(
+    row: Row, columns: Sequence[Column], tasks: Mapping[str, Task], models: Mapping[str, ModelSpec]
+) -> Row:
+    """The row with what is known of its model's training on each column's data."""
+    name = row.plugin if row.sources else row.model
+    found = tuple(
+        exposure(models, name or "", [tasks[t] for t in column.tasks if t in tasks]) for column in columns
+    )
+    counted = [i for i, column in enumerate(columns) if column.in_average]
+    averages = {}
+    for status in dict.fromkeys(found[i].status for i in counted):
+        chosen = [i for i in counted if found[i].status == status]
+        averages[status] = _average([columns[i] for i in chosen], [row.values[i] for i in chosen])
+    return replace(row, exposures=found, averages={} if row.check else averages)
 
 
 def _average(columns: Sequence[Column], values: Sequence[float | None]) -> float | None:
@@ -292,15 +326,40 @@ def _notes(
         )
     if any(row.marked for row in rows):
         notes.append("†: made under another prompt profile, a compat switch or without broken items.")
+    notes += _exposure_notes(rows)
     if any(row.check for row in rows):
         notes.append("check: built from the task's own answers to test it; not ranked.")
     if limit is not None:
         notes.append(
             f"PARTIAL: a smoke test on {limit} queries and a cut pool; not comparable with anything."
         )
+    else:
+        other = sorted(
+            {r.task for r in results if r.task in tasks and tasks[r.task].unlike_published(r.counts)}
+        )
+        if other:
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            notes.append(
+                f"Not the published data, by their counts: {', '.join(other[:3])}{more};"
+                " not comparable with published numbers."
+            )
     if left_out:
         notes.append(f"{left_out} results on other data (task version, split or files) are left out.")
     return notes
+
+
+def _exposure_notes(rows: Sequence[Row]) -> Iterator[str]:
+    known: dict[str, dict[str, None]] = {}
+    for row in rows:
+        name = (row.plugin if row.sources else row.model) or ""
+        if not row.check:
+            known.setdefault(name, {}).update(dict.fromkeys(e for x in row.exposures for e in x.evidence))
+    if not any(known.values()):
+        return
+    yield "t: trained on data of this column, h: held out of its training, unmarked: not known."
+    for name, evidence in known.items():
+        if evidence:
+            yield f"{name}: {'; '.join(evidence)}."
 
 
 def render(board: Leaderboard, form: Format) -> str:
@@ -315,21 +374,22 @@ def _markdown(board: Leaderboard) -> str:
     blocks = list(dict.fromkeys(row.block for row in board.rows))
     sized = any(row.size for row in board.rows)
     body = []
+    averages = ["Avg", *(f"Avg {status}" for status in board.statuses)]
     for block in blocks:
         rows = [row for row in board.rows if row.block == block]
         if blocks != ["single model"]:
-            body.append([f"*{block}*", *[""] * (len(board.headings) + 1 + sized)])
+            body.append([f"*{block}*", *[""] * (len(board.headings) + len(averages) + sized)])
         body += [
             [_name(row, sources), *([row.size or ""] if sized else []), *cells]
-            for row, cells in zip(rows, _cells(rows), strict=True)
+            for row, cells in zip(rows, _cells(rows, board.statuses), strict=True)
         ]
     titles = ["Model", *(["Size"] if sized else [])]
     lead = len(titles)
-    titles += [*(f"{_plain(h.title)} {h.metric}" for h in board.headings), "Avg"]
+    titles += [*(f"{_plain(h.title)} {h.metric}" for h in board.headings), *averages]
     groups = [h.group for h in board.headings]
     if len(set(groups)) > 1:
         firsts = [g if i == 0 or groups[i - 1] != g else "" for i, g in enumerate(groups)]
-        header = [*[""] * lead, *map(_plain, firsts), ""]
+        header = [*[""] * lead, *map(_plain, firsts), *[""] * len(averages)]
         body = [[f"*{t}*" for t in titles], *body]
     else:
         header = titles
@@ -346,13 +406,21 @@ def _name(row: Row, sources: Sequence[str]) -> str:
     return f"{label} <sup>{numbers}</sup>" if numbers else label
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def _cells(rows: Sequence[Row], statuses: Sequence[Status]) -> list[list[str]]:
     """The shown cells of one block, with the best and the second best of each column marked."""
-    values = [[*row.values, row.average] for row in rows]
+    values = [[*row.values, row.average, *(row.averages.get(s) for s in statuses)] for row in rows]
     ranked = [v for v, row in zip(values, rows, strict=True) if not row.check]
     marks = [_marks([v[c] for v in ranked]) for c in range(len(values[0]))]
     return [
-        [_cell(v, None if row.check else marks[c], row) for c, v in enumerate(cells)]
+        [
+            _cell(
+                v,
+                None if row.check else marks[c],
+                row,
+                row.exposures[c].status if c < len(row.values) else None,
+            )
+            for c, v in enumerate(cells)
+        ]
         for row, cells in zip(rows, values, strict=True)
     ]
 
@@ -370,13 +438,19 @@ def _marks(values: Sequence[float | None]) -> tuple[str | None, str | None]:
     return shown[0], shown[1] if len(shown) > 1 else None
 
 
-def _cell(value: float | None, marks: tuple[str | None, str | None] | None, row: Row) -> str:
+EXPOSED: Mapping[Status | None, str] = {"trained": "ᵗ", "held out": "ʰ"}
+
+
+def _cell(
+    value: float | None, marks: tuple[str | None, str | None] | None, row: Row, status: Status | None
+) -> str:
     if value is None:
         return GAP
     shown = percent(value)
     best, second = marks or (None, None)
     text = f"*{shown}*" if row.sources else shown
     text = f"**{text}**" if shown == best else f"<u>{text}</u>" if shown == second else text
+    text += "" if row.check else EXPOSED.get(status, "")
     return f"{text}†" if row.marked else text
 
 
@@ -391,9 +465,11 @@ def _csv(board: Leaderboard) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     titles = [f"{h.group}/{h.title} {h.metric}".lstrip("/") for h in board.headings]
-    writer.writerow(["model", "identity_id", "check", "block", "size", "sources", *titles, "Avg"])
+    averages = ["Avg", *(f"Avg {status}" for status in board.statuses)]
+    writer.writerow(["model", "identity_id", "check", "block", "size", "sources", *titles, *averages])
     for row in board.rows:
-        values = ["" if v is None else repr(v) for v in (*row.values, row.average)]
+        cells = (*row.values, row.average, *(row.averages.get(s) for s in board.statuses))
+        values = ["" if v is None else repr(v) for v in cells]
         about = [row.label, row.identity_id, str(row.check).lower(), row.block, row.size or ""]
         writer.writerow([*about, "; ".join(row.sources), *values])
     return out.getvalue()
@@ -403,8 +479,15 @@ def _json(board: Leaderboard) -> str:
     rows = []
     for row in board.rows:
         cells = [
-            {"group": h.group, "title": h.title, "metric": h.metric, "value": v}
-            for h, v in zip(board.headings, row.values, strict=True)
+            {
+                "group": h.group,
+                "title": h.title,
+                "metric": h.metric,
+                "value": v,
+                "exposure": e.status,
+                "evidence": e.evidence,
+            }
+            for h, v, e in zip(board.headings, row.values, row.exposures, strict=True)
         ]
         rows.append(
             {
@@ -418,6 +501,7 @@ def _json(board: Leaderboard) -> str:
                 "plugin": row.plugin,
                 "sources": row.sources,
                 "average": row.average,
+                "averages": row.averages,
                 "cells": cells,
             }
         )

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +35,11 @@ MAX_ASPECT = 200
 """Published sets hold pictures 51,200 pixels wide and 1 high; beyond 200:1 the long side shrinks."""
 
 DEFAULT_FRAMES = 8
+RATE_FRAMES = (4, 768)
+"""The least and the most frames that a rate gives."""
+DECORD_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+DECORD_CODECS = frozenset({"h264", "vp9"})
+"""What decord 0.6 reads right, as long as every key frame starts anew."""
 
 
 def open_picture(image: Image) -> PIL.Image.Image:
@@ -125,21 +131,25 @@ class ClipInfo:
 
 
 def sample_indices(total: int, native_fps: float, *, frames: int | None, fps: float | None) -> list[int]:
-    """Which of `total` frames to look at: `frames` segment midpoints, or `fps` a second.
+    """Which of `total` frames to look at: evenly spaced from the first to the last.
 
-    Uniform midpoints as in TSN (Wang et al. 2016, arXiv 1608.00859, at test time): frame i of n
-    is the one at (i + 0.5)/n of the clip. For a rate: one frame every native_fps/fps, from the
-    first on. Never fewer than one and never a frame twice: asking for more than there are gives
-    all. Exactly one of `frames` and `fps` must be given (DataInvalid).
+    As Qwen-VL, LamRA and U-MARVEL sample: frame i of n is round(i (total - 1)/(n - 1)), halves to
+    the even neighbour; a rate gives n = duration · fps, within RATE_FRAMES and the clip, rounded to
+    an even number. One frame is the middle one. Never a frame twice: asking for more than there
+    are gives all. Exactly one of `frames` and `fps` must be given (DataInvalid).
     """
     if (frames is None) == (fps is None) or (frames or fps or 0) <= 0:
         raise DataInvalid(f"a clip is sampled by a positive number of frames or fps, not {frames=}, {fps=}")
     if fps is None:
         assert frames is not None
         count = min(frames, total)
-        return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-    step = max(1.0, native_fps / fps)
-    return [int(i * step) for i in range(math.ceil(total / step)) if int(i * step) < total]
+    else:
+        least, most = RATE_FRAMES[0], min(RATE_FRAMES[1], total) // 2 * 2
+        asked = total / native_fps * fps if native_fps else least
+        count = max(1, round(min(max(asked, least), most) / 2) * 2)
+    if count == 1:
+        return [total // 2]
+    return [round(Fraction(i * (total - 1), count - 1)) for i in range(count)]
 
 
 def frame_count(video: Video, *, count: int = DEFAULT_FRAMES) -> int:
@@ -153,28 +163,26 @@ def frame_count(video: Video, *, count: int = DEFAULT_FRAMES) -> int:
 def frames(video: Video, *, count: int = DEFAULT_FRAMES) -> list[PIL.Image.Image]:
     """The sampled frames as RGB pictures, in order; `count` counts where the clip pins nothing.
 
-    Only the sampled frames are kept in memory. PyAV reads them; where it is not installed, decord
-    does, as fast and with the same frames of h264 and VP9 in MP4, Matroska or WebM. But decord has
-    no AV1, and without a word gives wrong frames of AVI (refused here), MPEG-PS, MPEG-4 with
-    reordered frames and h265 with open groups. Raises DataInvalid.
+    Only the sampled frames are kept in memory. decord reads them where it is right, up to twice as
+    fast: it has no AV1, and without a word gives wrong frames of AVI, MPEG-PS, MPEG-4 with reordered
+    frames, open groups and clips that are stored turned. All these PyAV reads. Raises DataInvalid.
     """
     from PIL import Image as Pil
 
     def choose(total: int, fps: float) -> list[int]:
         return _wanted(total, fps, video, count)
 
-    pixels = _by_installed(video.path, (partial(_by_pyav, choose), partial(_by_decord, choose)))
+    readers = (_by_decord_where_right, _by_pyav, _by_decord)
+    pixels = _by_installed(video.path, [partial(reader, choose) for reader in readers])
     return [Pil.fromarray(frame) for frame in pixels]
 
 
 @cache
 def decoder() -> str:
-    """The library that reads clips here, and its version: part of a clip's key in the store, so that
-    installing one leaves the vectors of texts and pictures alone."""
-    for name in ("av", "decord"):
-        if importlib.util.find_spec(name) is not None:
-            return f"{name} {metadata.version(name)}"
-    return "none"
+    """The libraries that read clips here, and their versions: part of a clip's key in the store, so
+    that installing one leaves the vectors of texts and pictures alone."""
+    there = [name for name in ("decord", "av") if importlib.util.find_spec(name) is not None]
+    return ", ".join(f"{name} {metadata.version(name)}" for name in there) or "none"
 
 
 def clip_info(path: Path) -> ClipInfo:
@@ -205,10 +213,60 @@ def _by_installed(path: Path, readers: Sequence[Callable[[Path], T]]) -> T:
     raise HarnessError("reading clips needs PyAV or decord: pip install 'umr-harness[video]'")
 
 
+def _by_decord_where_right(choose: Choose, path: Path) -> list[Pixels]:
+    """decord's frames where PyAV's index of the clip says that they are the right ones, else PyAV's."""
+    import av
+    import decord  # noqa: F401
+
+    with av.open(str(path)) as container:
+        stream = _stream(path, container)
+        total, fps = _frames_of_instant_groups(container, stream), float(stream.average_rate or 0)
+        size = (stream.height, stream.width, 3)
+    if total:
+        reader = _decord(path)
+        if len(reader) == total and reader[0].shape == size:  # a turned clip has another shape
+            return list(reader.get_batch(choose(total, fps)).asnumpy())
+    return _by_pyav(choose, path)
+
+
+def _frames_of_instant_groups(container: Any, stream: Any) -> int:
+    """How many frames a clip has in which no frame needs what lies before its key frame: all that
+    decord seeks in without fault. 0 for any other clip."""
+    codec = stream.codec_context
+    if container.format.name not in DECORD_FORMATS or codec.name not in DECORD_CODECS:
+        return 0
+    header = codec.extradata or b""
+    width = (header[4] & 3) + 1 if codec.name == "h264" and len(header) > 4 else 0
+    total, key = 0, None
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        if packet.is_keyframe:
+            key = packet.pts
+            if codec.name == "h264" and _INSTANT not in _unit_types(bytes(packet), width):
+                return 0
+        if packet.pts is None or key is None or packet.pts < key:
+            return 0
+        total += 1
+    return total
+
+
+_INSTANT = 5
+"""The type of H.264's instantaneous decoding refresh (ITU-T H.264, table 7-1)."""
+
+
+def _unit_types(packet: bytes, width: int) -> Iterator[int]:
+    """The types of the H.264 units in a packet, each preceded by its length in `width` bytes."""
+    at = 0
+    while width and at + width < len(packet):
+        yield packet[at + width] & 31
+        at += width + int.from_bytes(packet[at : at + width], "big")
+
+
 def _by_decord(choose: Choose, path: Path) -> list[Pixels]:
     reader = _decord(path)
     indices = choose(_checked(path, len(reader)), float(reader.get_avg_fps()))
-    return list(reader.get_batch(indices).asnumpy())
+    return list(reader.get_batch(indices).asnumpy()[..., :3])
 
 
 def _info_by_decord(path: Path) -> ClipInfo:

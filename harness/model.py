@@ -84,6 +84,9 @@ class ModelSpec:
     change: str | None = None
     paper_ref: str | None = None
     trained_on: Mapping[str, str] = field(default_factory=dict)
+    """Source of data (as in `Task.derived_from`) → evidence that it was trained on it."""
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    """Source of data → evidence that it was not; of what stands in neither nothing is known."""
     input_spec: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Collection], Frontend] | None = None
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from harness.collection import Collection, Pool
 from harness.content import Box, Candidate, Image, Query, Text, Video
 from harness.metrics import ACCURACY, MRR, NDCG, Hit, Metric, Recall
-from harness.task import Column, Need, Protocol, Suite, Task, only
+from harness.task import Column, Need, Protocol, Suite, Task, one_instruction, only
 
 _RETRIEVAL = (Hit(1), Hit(5), Hit(10), Recall(5), MRR(10), NDCG(10))
 _INSTALL = "pip install 'umr-harness[demo]'"
@@ -662,7 +662,7 @@ def _load(problem: Problem, task: str, everywhere: bool, data_root: Path, protoc
     def place(file: str) -> Path:
         return _need(file).require(data_root)
 
-    asked = list(problem.ask(place, None if protocol.instructions == "none" else problem.instruction))
+    asked = list(problem.ask(place, one_instruction(task, protocol, problem.instruction)))
     pools = _pools(place, tuple(_CANDIDATES) if everywhere else problem.pools)
     pool = pools[0] if len(pools) == 1 else Pool("demo-global" if everywhere else task, pools)
     ids = {c.id for c in pool}

@@ -31,7 +31,7 @@ from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Query, Text
 from harness.errors import DataInvalid
 from harness.metrics import MAP, MRR, NDCG, Hit, Metric, Recall
-from harness.task import Column, Need, Protocol, Suite, Task, only
+from harness.task import Column, Need, Protocol, Suite, Task, one_instruction, only
 
 _REMEDY = "apt-get install tuxpaint-stamps-default, or put its usr/share/tuxpaint/stamps there"
 _NEED = Need(Path("stamps"), _REMEDY, otherwise=(Path("/usr/share/tuxpaint/stamps"),))
@@ -161,14 +161,11 @@ def _by_caption(stamps: Sequence[Stamp], language: str) -> dict[str, list[Stamp]
     return dict(found)
 
 
-def _instruction(protocol: Protocol, text: str) -> str | None:
-    return None if protocol.instructions == "none" else text
-
-
 def _text_to_image(language: str, data_root: Path, protocol: Protocol) -> Collection:
-    only(f"stamps/text-to-image-{language}", protocol)
+    name = f"stamps/text-to-image-{language}"
+    only(name, protocol)
     stamps = read(_NEED.require(data_root))
-    instruction = _instruction(protocol, "Find a picture of what the caption names.")
+    instruction = one_instruction(name, protocol, "Find a picture of what the caption names.")
     asked = {f"{language}:{same[0].id}": (c, same) for c, same in _by_caption(stamps, language).items()}
     return Collection(
         queries=[Query(id, (Text(caption),), instruction) for id, (caption, _) in asked.items()],
@@ -178,10 +175,11 @@ def _text_to_image(language: str, data_root: Path, protocol: Protocol) -> Collec
 
 
 def _image_to_text(data_root: Path, protocol: Protocol) -> Collection:
-    only("stamps/image-to-text-en", protocol)
+    name = "stamps/image-to-text-en"
+    only(name, protocol)
     stamps = read(_NEED.require(data_root))
     ids = {caption: f"en:{same[0].id}" for caption, same in _by_caption(stamps, "en").items()}
-    instruction = _instruction(protocol, "Find the caption that names what the picture shows.")
+    instruction = one_instruction(name, protocol, "Find the caption that names what the picture shows.")
     asked = [stamp for stamp in stamps if "en" in stamp.captions]
     return Collection(
         queries=[Query(stamp.id, (Image(stamp.path),), instruction) for stamp in asked],
@@ -191,9 +189,10 @@ def _image_to_text(data_root: Path, protocol: Protocol) -> Collection:
 
 
 def _image_to_category(data_root: Path, protocol: Protocol) -> Collection:
-    only("stamps/image-to-category", protocol)
+    name = "stamps/image-to-category"
+    only(name, protocol)
     stamps = read(_NEED.require(data_root))
-    instruction = _instruction(protocol, "Find a picture of something of the same kind.")
+    instruction = one_instruction(name, protocol, "Find a picture of something of the same kind.")
     qrels = _alike(stamps)
     return Collection(
         queries=[Query(s.id, (Image(s.path),), instruction) for s in stamps if s.id in qrels],

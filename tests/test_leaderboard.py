@@ -183,7 +183,14 @@ def test_csv_and_json_keep_full_precision():
     assert float(rows[1][6]) == 1 / 3
     assert rows[2][7:] == ["", "", ""]
     data = json.loads(render(board, "json"))
-    assert data["rows"][0]["cells"][0] == {"group": "A", "title": "X", "metric": "R@1", "value": 1 / 3}
+    assert data["rows"][0]["cells"][0] == {
+        "group": "A",
+        "title": "X",
+        "metric": "R@1",
+        "value": 1 / 3,
+        "exposure": "unknown",
+        "evidence": [],
+    }
     assert data["rows"][1]["average"] is None
 
 

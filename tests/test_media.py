@@ -158,20 +158,32 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("total", "native", "count", "fps", "expected"),
     [
-        (8, 25.0, 4, None, [1, 3, 5, 7]),  # segments of 2 frames: midpoints 1, 3, 5, 7
-        (100, 25.0, 8, None, [6, 18, 31, 43, 56, 68, 81, 93]),  # 6.25 + 12.5 i
+        (8, 25.0, 4, None, [0, 2, 5, 7]),  # 7/3 i = 0, 2.33, 4.67, 7
+        (100, 25.0, 8, None, [0, 14, 28, 42, 57, 71, 85, 99]),  # 99/7 i = 14.14 i
+        (30, 25.0, 3, None, [0, 14, 29]),  # 14.5: halves to the even neighbour
         (3, 25.0, 8, None, [0, 1, 2]),
         (9, 25.0, 1, None, [4]),
-        (100, 25.0, None, 1.0, [0, 25, 50, 75]),
-        (10, 30.0, None, 20.0, [0, 1, 3, 4, 6, 7, 9]),  # a step of 1.5
-        (10, 25.0, None, 0.1, [0]),
-        (3, 25.0, None, 60.0, [0, 1, 2]),
+        (100, 25.0, None, 1.0, [0, 33, 66, 99]),  # 4 seconds
+        (10, 30.0, None, 20.0, [0, 2, 4, 5, 7, 9]),  # 6.67 frames: 6; 9/5 i
+        (10, 25.0, None, 0.1, [0, 3, 6, 9]),  # never fewer than 4
+        (3, 25.0, None, 60.0, [0, 2]),  # an even number
+        (1, 25.0, None, 2.0, [0]),
+        (10, 0.0, None, 2.0, [0, 3, 6, 9]),  # the rate is not known
     ],
 )
 def test_frames_are_sampled_evenly_and_never_twice(
     total: int, native: float, count: int | None, fps: float | None, expected: list[int]
 ) -> None:
     assert sample_indices(total, native, frames=count, fps=fps) == expected
+
+
+@pytest.mark.parametrize("total", [12, 13, 100, 301, 1799])
+@pytest.mark.parametrize("n", [2, 8, 12])
+def test_sampling_is_that_of_the_released_code(total: int, n: int) -> None:
+    # U-MARVEL and LamRA: torch.linspace(0, total - 1, n).round().long()
+    torch = pytest.importorskip("torch")
+    official = torch.linspace(0, total - 1, n).round().long().tolist()
+    assert sample_indices(total, 25.0, frames=n, fps=None) == official
 
 
 @pytest.mark.parametrize(("count", "fps"), [(None, None), (4, 1.0), (0, None), (None, 0.0)])
@@ -203,7 +215,7 @@ def _numbers(pictures: list[Pil.Image]) -> list[int]:
     return [round(float(np.asarray(p)[16:32, 24:56].mean()) / 8) for p in pictures]
 
 
-EIGHT = [1, 5, 9, 13, 16, 20, 24, 28]  # int(30 * (i + 0.5) / 8)
+EIGHT = [0, 4, 8, 12, 17, 21, 25, 29]  # round(29 / 7 * i)
 
 CLIPS = {
     "h264.mp4": ("libx264", GROUPS),
@@ -211,6 +223,8 @@ CLIPS = {
     "h264.avi": ("libx264", GROUPS),
     "h264.ts": ("libx264", GROUPS),
     "h265.mp4": ("libx265", {"x265-params": "keyint=5:bframes=3:log-level=none"}),
+    "open.mp4": ("libx264", {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}),
+    "mpeg4.mp4": ("mpeg4", {**GROUPS, "qmin": "1", "qmax": "1"}),
     "vp9.webm": ("libvpx-vp9", {"g": "6"}),
     "av1.mp4": ("libsvtav1", {}),
 }
@@ -221,8 +235,8 @@ def test_the_frames_asked_for_are_those_that_come(name: str, tmp_path: Path) -> 
     path = _numbered(tmp_path / name, *CLIPS[name])
     assert clip_info(path) == ClipInfo(TOTAL, RATE, 64, 48)
     assert _numbers(frames(Video(path))) == EIGHT
-    assert _numbers(frames(Video(path, frames=3))) == [5, 15, 25]
-    assert _numbers(frames(Video(path, fps=2.0))) == [0, 5, 10, 15, 20, 25]
+    assert _numbers(frames(Video(path, frames=3))) == [0, 14, 29]
+    assert _numbers(frames(Video(path, fps=2.0))) == [0, 6, 12, 17, 23, 29]  # 3 seconds; 29 / 5 * i
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm"])
@@ -237,6 +251,39 @@ def test_decord_alone_gives_the_same_frames(
     assert (_numbers(pictures), info) == (_numbers(with_both[0]), with_both[1])
 
 
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "vp9.webm"])
+def test_either_library_gives_the_same_pixels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decord = pytest.importorskip("decord")
+    path = _numbered(tmp_path / name, *CLIPS[name])
+    opened = []
+    monkeypatch.setattr(
+        decord, "VideoReader", lambda *a, read=decord.VideoReader, **k: opened.append(a) or read(*a, **k)
+    )
+    by_decord = frames(Video(path))
+    assert opened
+    monkeypatch.setitem(sys.modules, "decord", None)
+    by_pyav = frames(Video(path))
+    assert all(np.array_equal(a, b) for a, b in zip(by_decord, by_pyav, strict=True))
+
+
+@pytest.mark.parametrize("name", ["h264.avi", "h264.ts", "open.mp4", "mpeg4.mp4", "turned.mp4"])
+def test_what_decord_misreads_is_left_to_pyav(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("decord")
+    path = tmp_path / name
+    if name == "turned.mp4":
+        _turned(path)
+    else:
+        _numbered(path, *CLIPS[name])
+    with_both = frames(Video(path))
+    monkeypatch.setitem(sys.modules, "decord", None)
+    alone = frames(Video(path))
+    assert all(np.array_equal(a, b) for a, b in zip(with_both, alone, strict=True))
+
+
 def test_avi_is_not_left_to_decord_which_misreads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("decord")
     path = _numbered(tmp_path / "h264.avi", *CLIPS["h264.avi"])
@@ -245,13 +292,19 @@ def test_avi_is_not_left_to_decord_which_misreads_it(tmp_path: Path, monkeypatch
         frames(Video(path))
 
 
-def test_a_clip_that_is_stored_turned_comes_upright(tmp_path: Path) -> None:
-    path = _numbered(tmp_path / "turned.mp4", *CLIPS["h264.mp4"])
+def _turned(path: Path) -> Path:
+    """The clip as a phone stores it, with a matrix that turns it clockwise."""
+    _numbered(path, *CLIPS["h264.mp4"])
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 4 + 20 + 16  # ISO 14496-12 8.3.2, version 0
     one = 1 << 16
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)  # clockwise
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+    return path
+
+
+def test_a_clip_that_is_stored_turned_comes_upright(tmp_path: Path) -> None:
+    path = _turned(tmp_path / "turned.mp4")
     (first,) = frames(Video(path, frames=1))
     assert first.size == (48, 64)
     assert np.asarray(first)[:4].mean() > 250  # the stripe is on top now
