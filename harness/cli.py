@@ -7,10 +7,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,7 +18,8 @@ from harness import __version__, files
 from harness.errors import HarnessError, UnknownName
 
 if TYPE_CHECKING:
-    from harness.evaluate import EvalOptions, Outcome
+    from harness.data import Status
+    from harness.evaluate import EvalOptions, Outcome, Reranking
     from harness.model import ModelSpec
     from harness.registry import Catalog
     from harness.result import Result
@@ -36,6 +37,7 @@ data_app = typer.Typer(no_args_is_help=True, help="The data sets below the data 
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 
+Number = TypeVar("Number", int, float)
 GAP = "–"
 DEFAULT_RUNS = Path("results/runs")
 INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
@@ -112,6 +114,29 @@ Compat = Annotated[
     list[str] | None,
     typer.Option("--compat", help="Reproduce a published evaluator's quirk by name; see tasks/README.md."),
 ]
+Rerank = Annotated[
+    str | None,
+    typer.Option("--rerank", help="A reranker for the best candidates; see 'harness list models'."),
+]
+RerankArgs = Annotated[
+    list[str] | None,
+    typer.Option("--rerank-arg", metavar="KEY=VALUE", help="An option of the reranker; repeatable."),
+]
+Depth = Annotated[
+    list[str] | None,
+    typer.Option("--depth", help="How many candidates to re-rank: N, or TASKS=N; default: as published."),
+]
+FusionWeight = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fusion-weight",
+        help="Score + weight · reranker's: W, TASKS=W, or tune:SPLIT, the best on that split of each task;"
+        " repeatable; default: as published.",
+    ),
+]
+Oracle = Annotated[
+    bool, typer.Option("--oracle", help="Let tune: use the split that is scored; such rows are not ranked.")
+]
 Strategy = Annotated[
     Overwrite, typer.Option("--overwrite-strategy", help="About results that are already there.")
 ]
@@ -123,6 +148,7 @@ PlanJson = Annotated[bool, typer.Option("--json", help="The plan as JSON.")]
 DataNames = Annotated[
     list[str] | None, typer.Argument(metavar="NAME…", help="Tasks, suites, data sets or globs; default: all.")
 ]
+FetchNames = Annotated[list[str], typer.Argument(metavar="NAME…", help="Tasks, suites, data sets or globs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Runs = Annotated[
     list[Path] | None, typer.Option("--runs", help="Result folders; repeatable. Default: results/runs.")
@@ -171,6 +197,11 @@ def evaluate(
     limit: Limit = None,
     skip_broken: SkipBroken = False,
     compat: Compat = None,
+    rerank: Rerank = None,
+    rerank_arg: RerankArgs = None,
+    depth: Depth = None,
+    fusion_weight: FusionWeight = None,
+    oracle: Oracle = False,
     overwrite_strategy: Strategy = Overwrite.only_missing,
     timings: Timings = False,
     dry_run: DryRun = False,
@@ -191,6 +222,7 @@ def evaluate(
     spec = catalog.model(model)
     chosen = _chosen(catalog, tasks, suite)
     given = _model_options(model_arg)
+    reranking = _reranking(catalog, rerank, rerank_arg, depth, fusion_weight, oracle)
     if instructions not in INSTRUCTIONS:
         raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
     device = _device(device)
@@ -212,7 +244,7 @@ def evaluate(
         _print_plan(catalog, spec, given, chosen, options, as_json)
         return
     try:
-        outcomes = run_evaluation(catalog, spec, given, chosen, options, tell=_say)
+        outcomes = run_evaluation(catalog, spec, given, chosen, options, reranking=reranking, tell=_say)
     except KeyboardInterrupt:
         _say("interrupted: finished results and embeddings are kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -236,7 +268,7 @@ def plan(**asked: Any) -> None:
     evaluate(**asked, dry_run=True)
 
 
-_only_eval = ("dry_run", "timings", "overwrite_strategy", "verbose", "quiet")
+_only_eval = ("dry_run", "timings", "overwrite_strategy", "verbose", "quiet", "oracle")
 _shared = [p for n, p in inspect.signature(evaluate, eval_str=True).parameters.items() if n not in _only_eval]
 plan.__signature__ = inspect.Signature(_shared)  # type: ignore[attr-defined]
 plan.__annotations__ = {p.name: p.annotation for p in _shared}
@@ -273,7 +305,12 @@ def leaderboard(
     none_yet = runs is None and published and not DEFAULT_RUNS.is_dir()
     results = [] if none_yet else _read_results(runs or [DEFAULT_RUNS])
     tables = [[suite] for suite in chosen] if format is Form.markdown else [chosen]
-    boards = [make_board(table, catalog.tasks, results, reported=published) for table in tables]
+    boards = [
+        make_board(
+            table, catalog.tasks, results, models={**catalog.models, **catalog.rerankers}, reported=published
+        )
+        for table in tables
+    ]
     if none_yet and not any(board.rows for board in boards):
         raise HarnessError(
             f"nothing is published for {', '.join(board.title for board in boards)}, and there is no"
@@ -332,23 +369,29 @@ def reproduce(
 
 @list_app.command("models")
 def list_models(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Models: where each comes from, its parent and its licence."""
+    """Models and rerankers: where each comes from, its parent and its licence."""
+    from harness.model import ModelSpec, RerankerSpec
+
+    catalog = _catalog()
+    specs: list[ModelSpec | RerankerSpec] = [*catalog.models.values(), *catalog.rerankers.values()]
     rows = [
         {
             "name": m.name,
             "title": m.title,
+            "kind": "reranker" if isinstance(m, RerankerSpec) else "model",
             "source": m.source,
             "parent": m.parent,
             "change": m.change,
             "paper_ref": m.paper_ref,
             "licence": m.licence,
-            "check": m.check is not None,
+            "check": isinstance(m, ModelSpec) and m.check is not None,
             "trained_on": dict(m.trained_on),
+            "held_out": dict(m.held_out),
             "input_spec": dict(m.input_spec),
         }
-        for m in _catalog().models.values()
+        for m in specs
     ]
-    _print_rows(rows, as_json, verbose, ("name", "title", "source", "parent", "licence"))
+    _print_rows(rows, as_json, verbose, ("name", "kind", "title", "source", "parent", "licence"))
 
 
 @list_app.command("tasks")
@@ -419,33 +462,115 @@ def data_status(
     names: DataNames = None,
     data: Data = Path("data"),
     split: Split = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every file, look for every picture.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every file, and look at every picture and clip.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is there, what is missing and where to get it; with --deep, what is wrong in it.
 
-    Exits with 1 where something is missing or wrong.
+    Counts are compared with the published ones. Exits with 1 where something is missing or wrong; a
+    number known from the literature only gives a warning.
     """
+    from harness.data import status
     from harness.task import Protocol
 
-    protocol = Protocol(split=split)
-    said: set[str] = set()
-    bad = False
-    for task in _named(_catalog(), names):
-        lines = [
-            f"{data / need.path} is missing: {need.source}"
-            for need in task.needs(protocol)
-            if need.find(data) is None
-        ]
-        if not lines and task.verify is not None:
-            lines = list(task.verify(data, protocol, deep))
-        typer.echo(f"{task.name}: {'ok' if not lines else f'{len(lines)} problems'}")
-        for line in lines:
-            if line not in said:
-                typer.echo(f"    {line}")
-        said.update(lines)
-        bad = bad or bool(lines)
+    found = status(data, _named(_catalog(), names), Protocol(split=split), deep=deep)
+    bad = _print_states_as_json(list(found)) if as_json else _print_states(found)
     if bad:
         raise typer.Exit(1)
+
+
+def _print_states(found: Iterable[Status]) -> bool:
+    said: set[str] = set()
+    bad = False
+    for state in found:
+        typer.echo(f"{state.task}: {_verdict(state)}")
+        for finding in state.findings:
+            line = f"warning: {finding.line}" if finding.level == "warning" else finding.line
+            if line not in said:
+                typer.echo(f"    {line}")
+            said.add(line)
+        bad = bad or bool(state.errors)
+    return bad
+
+
+def _verdict(state: Status) -> str:
+    """ "ok: 5,000 queries, 1,000 candidates" """
+    if state.errors:
+        return f"{state.errors} problem{'s' if state.errors > 1 else ''}"
+    if state.miniature:
+        return "ok (miniature)"
+    shown = [
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in state.counts.items()
+        if name in ("queries", "candidates") or (count and name != "qrels")
+    ]
+    return "ok" + (f": {', '.join(shown)}" if shown else "")
+
+
+def _print_states_as_json(found: Sequence[Status]) -> bool:
+    from dataclasses import asdict
+
+    rows = [
+        {
+            "name": state.task,
+            "ok": not state.errors,
+            "miniature": state.miniature,
+            "counts": dict(state.counts),
+            "findings": [asdict(finding) for finding in state.findings],
+        }
+        for state in found
+    ]
+    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    return any(state.errors for state in found)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    names: FetchNames,
+    data: Data = Path("data"),
+    split: Split = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit of the repository; default: as fetched before, else main."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be downloaded.")] = False,
+) -> None:
+    """Download from the Hugging Face hub what is missing; say where to get what is not on it.
+
+    Exits with 1 where something is still missing afterwards. The same command goes on where an
+    interrupted one stopped.
+    """
+    from harness.data import fetch, lacking
+    from harness.task import Protocol
+
+    tasks, protocol = _named(_catalog(), names), Protocol(split=split)
+    for line in fetch(data, tasks, protocol, revision=revision, dry_run=dry_run):
+        typer.echo(line)
+    left = lacking(data, tasks, protocol)
+    for need in left:
+        if need.hub is not None and not dry_run:
+            typer.echo(f"{(data / need.path).absolute()} is still missing: {need.source}")
+    if left:
+        raise typer.Exit(1)
+    typer.echo(f"everything that {', '.join(_split(names))} reads is there")
+
+
+@data_app.command("convert")
+def data_convert(names: FetchNames, data: Data = Path("data")) -> None:
+    """Rewrite original files that are not read as they are (pickles) beside themselves."""
+    from harness.data import converters
+
+    catalog = _catalog()
+    chosen = [
+        convert
+        for name in _split(names)
+        for convert in converters(name, _named(catalog, [name]), catalog.tasks.values())
+    ]
+    for convert in dict.fromkeys(chosen):
+        for line in convert(data):
+            typer.echo(line)
 
 
 @data_app.command("make-mini")
@@ -492,13 +617,13 @@ def main() -> None:
 
 
 def _normal(arguments: Sequence[str]) -> list[str]:
-    """`--model_arg` for `--model-arg`, and several KEY=VALUE after one `--model-arg`."""
+    """`--model_arg` for `--model-arg`, and several KEY=VALUE after one `--model-arg` or `--rerank-arg`."""
     normal: list[str] = []
     for argument in arguments:
         if match := re.match(r"--[A-Za-z][\w-]*", argument):
             argument = match.group().replace("_", "-") + argument[match.end() :]
-        elif normal[-2:-1] == ["--model-arg"] and re.match(r"[\w-]+=", argument):
-            normal.append("--model-arg")
+        elif normal[-2:-1] in (["--model-arg"], ["--rerank-arg"]) and re.match(r"[\w-]+=", argument):
+            normal.append(normal[-2])
         normal.append(argument)
     return normal
 
@@ -543,12 +668,57 @@ def _split(names: Sequence[str] | None) -> list[str]:
     return [part.strip() for name in names or () for part in name.split(",") if part.strip()]
 
 
-def _model_options(given: Sequence[str] | None) -> dict[str, str]:
+def _reranking(
+    catalog: Catalog,
+    name: str | None,
+    given: Sequence[str] | None,
+    depth: Sequence[str] | None,
+    weight: Sequence[str] | None,
+    oracle: bool,
+) -> Reranking | None:
+    if name is None:
+        if given or depth or weight or oracle:
+            raise HarnessError("--rerank-arg, --depth, --fusion-weight and --oracle need --rerank NAME")
+        return None
+    from harness.evaluate import open_reranker
+    from harness.rerank import Fusion
+
+    spec = catalog.reranker(name)
+    weights = _split(weight)
+    tuned = [text.partition(":")[2] for text in weights if text.startswith("tune:")]
+    if (tuned and len(weights) > 1) or tuned == [""]:
+        raise HarnessError("--fusion-weight tune:SPLIT stands alone and names a split, such as tune:val")
+    if oracle and not tuned:
+        raise HarnessError("--oracle goes with --fusion-weight tune:SPLIT")
+    fusion = Fusion(
+        _by_task("--depth", spec.depths, _split(depth), int),
+        _by_task("--fusion-weight", spec.weights, [] if tuned else weights, float),
+        tuned[0] if tuned else None,
+        oracle,
+    )
+    return open_reranker(spec, _model_options(given, "--rerank-arg"), fusion)
+
+
+def _by_task(
+    flag: str, published: Mapping[str, Number], given: Sequence[str], read: Callable[[str], Number]
+) -> dict[str, Number]:
+    """The published settings by task glob, and what is given after them, where it wins."""
+    rule = {}
+    for text in given:
+        tasks, equals, value = text.rpartition("=")
+        try:
+            rule[tasks if equals else "*"] = read(value)
+        except ValueError:
+            raise HarnessError(f"{flag} {text!r} is not a number, nor TASKS=NUMBER") from None
+    return {**{glob: value for glob, value in published.items() if glob not in rule}, **rule}
+
+
+def _model_options(given: Sequence[str] | None, flag: str = "--model-arg") -> dict[str, str]:
     pairs = {}
     for text in given or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise HarnessError(f"--model-arg {text!r} is not of the form KEY=VALUE")
+            raise HarnessError(f"{flag} {text!r} is not of the form KEY=VALUE")
         pairs[name.strip().replace("_", "-")] = value
     return pairs
 
@@ -589,7 +759,13 @@ def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions
     from harness.leaderboard import render
 
     results = _read_results([options.output_dir]) if options.output_dir.is_dir() else []
-    boards = [make_board([suite], catalog.tasks, results, limit=options.protocol.limit) for suite in suites]
+    limit = options.protocol.limit
+    boards = [
+        make_board(
+            [suite], catalog.tasks, results, models={**catalog.models, **catalog.rerankers}, limit=limit
+        )
+        for suite in suites
+    ]
     typer.echo("\n".join(render(board, "markdown") for board in boards), nl=False)
 
 

@@ -247,8 +247,10 @@ def _repeats(pool: Pool) -> list[int]:
     candidates = pool.sequence
     for row in suspects.tolist():
         candidate = candidates[row]
-        known = first.setdefault(candidate.id, candidate)
-        if known is not candidate:
+        known = first.get(candidate.id)
+        if known is None:
+            first[candidate.id] = candidate
+        else:
             if known != candidate:
                 raise DataInvalid(
                     f"candidate id {candidate.id!r} has two contents in pool {pool.name!r}:"

@@ -83,6 +83,14 @@ class Item:
         return modality(self.parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a reranker is asked: how well each candidate answers the query."""
+
+    query: Item
+    candidates: tuple[Item, ...]
+
+
 def item(thing: Query | Candidate, *, instructed: bool = True) -> Item:
     """The model's view of a query or candidate; without its instruction where it reads none."""
     role: Role = "query" if isinstance(thing, Query) else "candidate"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from harness.store import Half, Keys, Store, key
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 WINDOW_ITEMS = 16_384
 WINDOW_BUDGETS = 128
@@ -263,7 +266,9 @@ def _embed_all(
     rows: dict[int, Half] = {}
     current, left = 0, -1
     with progress(title, len(plan.items), quiet=options.quiet) as advance:
-        for prepared in _prepared(source, planned(), plan, options):
+        for prepared in in_workers(
+            source, planned(), worker_count(plan.items, options.workers), options.device
+        ):
             clock = stats.spend("wait", clock)
             stats.seconds["prepare"] = stats.seconds.get("prepare", 0.0) + prepared.seconds
             if left < 0:
@@ -301,11 +306,14 @@ def _finish(order: list[int], rows: Mapping[int, Half], plan: _Plan, store: Stor
     store.add(plan.keys[order], matrix)
 
 
-def _prepared(
-    source: _Source, planned: Iterator[tuple[int, list[int]]], plan: _Plan, options: EngineOptions
-) -> Iterator[_Prepared]:
-    """Prepared batches in planned order, from worker processes where they pay."""
-    workers = _workers(plan.items, options.workers)
+class Source(Protocol[T_co]):
+    """What makes batches from plans; it crosses into worker processes, so it must pickle."""
+
+    def __getitem__(self, planned: Any, /) -> T_co: ...
+
+
+def in_workers(source: Source[T], planned: Iterator[Any], workers: int, device: str) -> Iterator[T]:
+    """`source[plan]` of every plan, in order, from so many worker processes (0: from this one)."""
     if not workers:
         yield from map(source.__getitem__, planned)
         return
@@ -316,8 +324,8 @@ def _prepared(
         batch_size=None,
         sampler=_Lazy(planned),
         num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
-        pin_memory=options.device.startswith("cuda"),
+        collate_fn=_unchanged,
+        pin_memory=device.startswith("cuda"),
         prefetch_factor=4,
     )
     try:
@@ -334,18 +342,19 @@ def _prepared(
 class _Lazy:
     """A sampler that plans as it goes, so that a lowered budget reaches the next window."""
 
-    def __init__(self, planned: Iterator[tuple[int, list[int]]]) -> None:
+    def __init__(self, planned: Iterator[Any]) -> None:
         self.planned = planned
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[Any]:
         return self.planned
 
 
-def _unchanged(prepared: _Prepared) -> _Prepared:
+def _unchanged(prepared: T) -> T:
     return prepared
 
 
-def _workers(items: Sequence[Item], wanted: int | None) -> int:
+def worker_count(items: Iterable[Item], wanted: int | None) -> int:
+    """How many worker processes to use: as wanted, else as many as pay (none for texts and few media)."""
     if wanted is not None:
         return wanted
     media = (item for item in items if any(isinstance(p, (Image, Video)) for p in item.parts))
@@ -371,7 +380,7 @@ def _embed(
     try:
         rows = embedder.embed(batch)
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if len(positions) == 1:
             raise HarnessError(
@@ -382,7 +391,7 @@ def _embed(
         return _unit(rows, [source.items[i] for i in positions], check)
     padded = int(costs[positions].max()) * len(positions)
     budget.tokens = max(1, min(budget.tokens, padded // 2))
-    _release_memory()
+    release_memory()
     middle = (len(positions) + 1) // 2
     halves = []
     for part in (positions[:middle], positions[middle:]):
@@ -391,7 +400,7 @@ def _embed(
     return np.concatenate(halves)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     import torch
 
     text = str(error)
@@ -402,7 +411,7 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     import torch
 
     if torch.cuda.is_available():

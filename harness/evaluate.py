@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,20 @@ from harness.errors import (
 )
 from harness.files import require_writable, write_atomic
 from harness.metrics import Ranks, TieRule, mean_ci, ranks
-from harness.model import Embedder, Frontend, ModelSpec, full_identity, identity_id, library_versions
+from harness.model import (
+    Embedder,
+    Frontend,
+    ModelSpec,
+    Reranker,
+    RerankerSpec,
+    RerankFrontend,
+    full_identity,
+    identity_id,
+    library_versions,
+)
 from harness.registry import Catalog
+from harness.rerank import DEPTH, GRID, Fusion, fuse, pair_scores, places
+from harness.rerank import SCORES as PAIR_DTYPE
 from harness.result import Result, Score, Status, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
 from harness.store import DTYPE, Store
@@ -42,8 +54,6 @@ Overwrite = Literal["always", "never", "only-missing", "only-cache"]
 OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
 INSTRUCTIONS = ("1", "2", "3", "4")
 """The policies that `all` averages over."""
-DEPTH = 50
-"""Candidates kept per query in a run, more where a metric looks deeper."""
 RULES: tuple[TieRule, ...] = ("pessimistic", "optimistic", "pool-order")
 
 
@@ -84,6 +94,32 @@ class Opened:
         return identity_id(self.identity)
 
 
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """A reranker as one evaluation sees it."""
+
+    spec: RerankerSpec
+    frontend: RerankFrontend
+    identity: Mapping[str, str]
+    fusion: Fusion
+
+    @property
+    def id(self) -> str:
+        return identity_id(self.identity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is evaluated: one model, perhaps re-ranked; a check model opens for each task anew."""
+
+    catalog: Catalog
+    searcher: Searcher
+    spec: ModelSpec
+    opened: Opened | None
+    reranking: Reranking | None
+    tell: Callable[[str], None]
+
+
 @dataclass(slots=True)
 class Session:
     """What the tasks of one evaluation share: digests, stores and the loaded weights."""
@@ -92,6 +128,7 @@ class Session:
     digests: Digests
     _keyed: dict[tuple[str, bool], Keyed] = field(default_factory=dict)
     _embedders: dict[str, Embedder] = field(default_factory=dict)
+    _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
 
     @classmethod
@@ -118,6 +155,19 @@ class Session:
             self._embedders[opened.id] = opened.frontend.load(self.options.engine.device)
         return self._embedders[opened.id]
 
+    def reranker(self, reranking: Reranking) -> Reranker:
+        if reranking.id not in self._rerankers:
+            self._rerankers[reranking.id] = reranking.frontend.load(self.options.engine.device)
+        return self._rerankers[reranking.id]
+
+    def pairs(self, reranking: Reranking) -> Store:
+        """The scores that the reranker gave, whatever they are fused with."""
+        if reranking.id not in self._stores:
+            self._stores[reranking.id] = Store(
+                self.options.cache_dir, reranking.identity, kind="pairs", dtype=PAIR_DTYPE
+            )
+        return self._stores[reranking.id]
+
 
 def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection | None = None) -> Opened:
     """Open a model's frontend; a check model needs the task's collection."""
@@ -128,6 +178,15 @@ def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection
     else:
         frontend = spec.check(collection)
     return Opened(spec, frontend, full_identity(spec.name, frontend, {"store_dtype": DTYPE}))
+
+
+def open_reranker(spec: RerankerSpec, given: Mapping[str, str], fusion: Fusion) -> Reranking:
+    """Open a reranker's frontend; raises HarnessError for a depth beyond that of stored runs."""
+    deepest = max(fusion.depths.values(), default=0)
+    if not 1 <= deepest <= DEPTH or min(fusion.depths.values()) < 1:
+        raise HarnessError(f"runs hold the best {DEPTH} candidates: re-rank at a depth from 1 to {DEPTH}")
+    frontend = spec.open(given)
+    return Reranking(spec, frontend, full_identity(spec.name, frontend, {"score_dtype": PAIR_DTYPE}), fusion)
 
 
 def require_data(tasks: Sequence[Task], data: Path, protocol: Protocol) -> None:
@@ -154,10 +213,13 @@ def evaluate(
     tasks: Sequence[Task],
     options: EvalOptions,
     *,
+    reranking: Reranking | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
     """Evaluate one model on tasks. One task's failure does not stop the others.
 
+    With `reranking` each task has two results: the model's own, and that of `model+reranker`, made
+    from the stored run of the first; the second is the outcome.
     Before any weights load: unknown names, missing data and an unwritable output folder raise.
     """
     searcher = catalog.searcher(options.searcher)
@@ -166,12 +228,15 @@ def evaluate(
     if options.overwrite != "only-cache":
         require_writable(options.output_dir, "the output folder")
         require_writable(options.cache_dir, "the cache folder")
+    if reranking is not None and opened is None:
+        raise HarnessError(f"model {spec.name!r} is a check: its answers are not re-ranked")
     session = Session.start(options)
-    one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_task
+    job = _Job(catalog, searcher, spec, opened, reranking, tell)
+    one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_one
     outcomes = []
     for task in tasks:
         try:
-            outcomes.append(one(session, catalog, searcher, spec, opened, task, tell))
+            outcomes.append(one(session, job, task))
         except (StorageError, CheckpointMissing):
             raise
         except HarnessError as error:
@@ -194,16 +259,15 @@ def task_files(task: Task, options: EvalOptions, digests: Digests) -> dict[str, 
     return files
 
 
-def _evaluate_task(
-    session: Session,
-    catalog: Catalog,
-    searcher: Searcher,
-    spec: ModelSpec,
-    opened: Opened | None,
-    task: Task,
-    tell: Callable[[str], None],
-) -> Outcome:
-    options = session.options
+def _evaluate_one(session: Session, job: _Job, task: Task) -> Outcome:
+    plain = _evaluate_task(session, job, task)
+    if job.reranking is None or job.opened is None or plain.result is None:
+        return plain
+    return _evaluate_reranked(session, job, job.opened, job.reranking, task, plain.result)
+
+
+def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
+    options, spec, opened = session.options, job.spec, job.opened
     files = task_files(task, options, session.digests)
     protocol = task.fingerprint(options.protocol, files)
     protocol_id = digest(protocol)
@@ -220,34 +284,155 @@ def _evaluate_task(
         loaded = _load(task, options)
     seconds = {"load_task": time.perf_counter() - clock}
     started = datetime.datetime.now(datetime.UTC)
-    result, run, outcomes = _measure(session, searcher, opened, task, *loaded, seconds)
+    result, run, outcomes = _measure(session, job.searcher, opened, task, *loaded, seconds)
     result = replace(
         result,
         protocol=protocol,
         protocol_id=protocol_id,
         files=files,
-        provenance=_provenance(options, opened, started, seconds, result.provenance),
+        provenance=_provenance(options, opened.identity, started, seconds, result.provenance),
     )
+    return _keep(options, job, result, run, outcomes)
+
+
+def _keep(
+    options: EvalOptions, job: _Job, result: Result, run: Run | None, outcomes: Mapping[str, Any]
+) -> Outcome:
+    """Write the result, its run and its queries, and let the exporters have them."""
+    path = options.output_dir / result.path
     if path.exists():
-        tell(f"{task.name}: replacing {path}")
+        job.tell(f"{result.task}: replacing {path}")
     if run is not None:
-        run.write(path.with_suffix(".run.gz"), f"{spec.name}-{opened.id}")
+        run.write(path.with_suffix(".run.gz"), f"{result.model}-{result.identity_id}")
         _write_queries(path.with_suffix(".queries.parquet"), run, outcomes)
     result.write(options.output_dir)
     if run is not None:
-        catalog.manager.hook.harness_evaluated(result=result, run=run, folder=path.parent)
-    return Outcome(task.name, result, fresh=True)
+        job.catalog.manager.hook.harness_evaluated(result=result, run=run, folder=path.parent)
+    return Outcome(result.task, result, fresh=True)
 
 
-def _evaluate_all_instructions(
-    session: Session,
-    catalog: Catalog,
-    searcher: Searcher,
-    spec: ModelSpec,
-    opened: Opened | None,
-    task: Task,
-    tell: Callable[[str], None],
+def _evaluate_reranked(
+    session: Session, job: _Job, opened: Opened, reranking: Reranking, task: Task, plain: Result
 ) -> Outcome:
+    """The stored run of a plain result, re-ranked."""
+    options, fusion = session.options, reranking.fusion
+    name = f"{opened.spec.name}+{reranking.spec.name}"
+    identity = {"model": name, "retriever": opened.id, "reranker": reranking.id, **fusion.identity}
+    result = replace(
+        plain,
+        model=name,
+        identity=identity,
+        identity_id=identity_id(identity),
+        metrics={},
+        groups={},
+        ties={},
+        analysis={},
+        headline=None,
+    )
+    stored = _stored(options.output_dir / result.path, task, options.overwrite)
+    if stored is not None or options.overwrite == "only-cache":
+        return Outcome(task.name, stored)
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    retrieved = _retrieved(session, opened, task, plain)
+    run: Run | None = None
+    outcomes: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    lacking = _lacking(retrieved[0], reranking.frontend.modalities) if retrieved else []
+    if lacking:
+        reason = f"{reranking.spec.name} does not take {' or '.join(lacking)} items"
+        result = replace(result, status="unsupported", notes=(*plain.notes, reason))
+    elif retrieved:
+        weight = fusion.weight(task.name)
+        if fusion.tuned_on is not None:
+            weight = _tuned_weight(session, job, opened, reranking, task)
+        collection, first = retrieved
+        scores, counts = _pair_scores(session, reranking, task, collection, first)
+        run = fuse(first, scores, weight)
+        settings = {"depth": scores.shape[1], "weight": weight, "listwise": reranking.frontend.listwise}
+        analysis = dict(task.analyse(collection, run)) if task.analyse is not None else {}
+        result = replace(result, analysis={**analysis, "rerank": settings})
+        if collection.qrels is not None:
+            scored = _score_run(task, collection, run)
+            outcomes = scored.pop("outcomes")
+            result = replace(result, headline=task.headline.key, **scored)
+    seconds = {"rerank": time.perf_counter() - clock}
+    about = _provenance(options, reranking.identity, started, seconds, {"counts": counts})
+    return _keep(options, job, replace(result, provenance=about), run, outcomes)
+
+
+def _retrieved(session: Session, opened: Opened, task: Task, plain: Result) -> tuple[Collection, Run] | None:
+    """The collection that a result was made of, and its run: queries and rows are the collection's.
+
+    None where the model could not take the task.
+    """
+    if plain.status == "unsupported":
+        return None
+    collection, _ = _load(task, session.options)
+    if session.options.protocol.skip_broken:
+        queries, pool, _ = _encode(session, opened, task, collection)
+        if queries.broken or pool.broken:
+            collection, *_ = _leave_out(collection, queries, pool)
+    path = (session.options.output_dir / plain.path).with_suffix(".run.gz")
+    if not path.exists():
+        raise ResultConflict(f"{path} is missing: run again with --overwrite-strategy always")
+    return collection, Run.read(path).within([q.id for q in collection.queries], collection.pool)
+
+
+def _pair_scores(
+    session: Session, reranking: Reranking, task: Task, collection: Collection, run: Run
+) -> tuple[Any, dict[str, int]]:
+    return pair_scores(
+        collection,
+        run,
+        min(reranking.fusion.depth(task.name), run.rows.shape[1]),
+        reranking.frontend,
+        lambda: session.reranker(reranking),
+        session.pairs(reranking),
+        session.digests,
+        session.options.engine,
+        title=task.name,
+    )
+
+
+def _tuned_weight(session: Session, job: _Job, opened: Opened, reranking: Reranking, task: Task) -> float:
+    """The weight of the grid under which the split it is tuned on scores best; the least of equals.
+
+    Raises HarnessError where that split is the one that is scored, unless it is an oracle.
+    """
+    split, scored = reranking.fusion.tuned_on, session.options.protocol
+    tuning = replace(scored, split=split)
+    same = {n.path for n in task.needs(tuning)} == {n.path for n in task.needs(scored)}
+    if same and not reranking.fusion.oracle:
+        raise HarnessError(
+            f"{task.name}: split {split!r} is the one that is scored: a weight tuned on it is no result;"
+            " name another split, or add --oracle to see the best that could be"
+        )
+    there = replace(session, options=replace(session.options, protocol=tuning))
+    outcome = _evaluate_task(there, job, task)
+    retrieved = _retrieved(there, opened, task, outcome.result) if outcome.result else None
+    if retrieved is None or retrieved[0].qrels is None:
+        raise HarnessError(f"{task.name}: there is nothing to tune a weight on in split {split!r}")
+    collection, run = retrieved
+    scores, _ = _pair_scores(there, reranking, task, collection, run)
+    headline = task.headline.key
+
+    def value(weight: float) -> float:
+        found: Mapping[str, Score] = _score_run(task, collection, fuse(run, scores, weight))["metrics"]
+        return found[headline].value
+
+    return max(GRID, key=lambda weight: (value(weight), -weight))
+
+
+def _score_run(task: Task, collection: Collection, run: Run) -> dict[str, Any]:
+    """Scores from the lists of a run alone."""
+    listed = [collection.positives(q.id) for q in collection.queries]
+    row = collection.pool.rows_of({c for p in listed for c in p})
+    positives = Ragged.of([[row.get(c, -1) for c in p] for p in listed])
+    grades = np.array([g for p in listed for g in p.values()], dtype=np.int64)
+    return _score(task, collection, positives, grades, places(run, positives))
+
+
+def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Outcome:
     """Four evaluations, one with each instruction, and their mean: a result of its own, with the
     four under `groups` and the spread (greatest less least) under `analysis`."""
     options = session.options
@@ -256,7 +441,7 @@ def _evaluate_all_instructions(
         chosen = replace(options.protocol, instructions=number)
         single = replace(session, options=replace(options, protocol=chosen))
         try:
-            parts[number] = _evaluate_task(single, catalog, searcher, spec, opened, task, tell)
+            parts[number] = _evaluate_one(single, job, task)
         except NoSuchInstruction:
             if not parts:
                 raise
@@ -266,7 +451,7 @@ def _evaluate_all_instructions(
     first = results[0]
     protocol = task.fingerprint(options.protocol, first.files)
     protocol_id = digest(protocol)
-    path = options.output_dir / result_path(spec.name, first.identity_id, task.name, protocol_id)
+    path = options.output_dir / result_path(first.model, first.identity_id, task.name, protocol_id)
     stored = None if any(part.fresh for part in parts.values()) else _stored(path, task, options.overwrite)
     if stored is not None or options.overwrite == "only-cache":
         return Outcome(task.name, stored)
@@ -283,10 +468,7 @@ def _evaluate_all_instructions(
             ties={},
             analysis={"instructions": len(results), "spread": spread},
         )
-    if path.exists():
-        tell(f"{task.name}: replacing {path}")
-    result.write(options.output_dir)
-    return Outcome(task.name, result, fresh=True)
+    return _keep(options, job, result, None, {})
 
 
 def _outcomes(options: EvalOptions, result: Result) -> Mapping[str, Any]:
@@ -340,7 +522,7 @@ def _measure(
         counts=counts,
         check=opened.spec.check is not None,
     )
-    lacking = sorted(_modalities(collection) - set(opened.frontend.modalities))
+    lacking = _lacking(collection, opened.frontend.modalities)
     if lacking:
         reason = f"{name} does not take {' or '.join(lacking)} items"
         return replace(result, status="unsupported", notes=(reason,)), None, {}
@@ -410,6 +592,11 @@ def _segments(collection: Collection, frontend: Frontend) -> list[_Items]:
     instructed = getattr(frontend, "reads_instructions", True)
     parts: tuple[Sequence[Query | Candidate], ...] = (collection.queries, *collection.pool.leaves())
     return [_Items(things, instructed) for things in parts]
+
+
+def _lacking(collection: Collection, modalities: Iterable[str]) -> list[str]:
+    """The modalities of the collection that a model does not take."""
+    return sorted(_modalities(collection) - set(modalities))
 
 
 def _modalities(collection: Collection) -> set[str]:
@@ -575,7 +762,7 @@ def _write_queries(path: Path, run: Run, outcomes: Mapping[str, Any]) -> None:
 
 def _provenance(
     options: EvalOptions,
-    opened: Opened,
+    identity: Mapping[str, str],
     started: datetime.datetime,
     seconds: Mapping[str, float],
     more: Mapping[str, Any],
@@ -590,7 +777,7 @@ def _provenance(
         "libraries": library_versions("torch", "transformers", "numpy", "pillow"),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "threads": torch.get_num_threads(),
-        "dtype": opened.identity.get("dtype", "unknown"),
+        "dtype": identity.get("dtype", "unknown"),
         "seed": options.protocol.seed,
         "searcher": options.searcher,
         "batch_tokens": options.engine.batch_tokens,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from harness.model import ModelSpec
+from harness.model import ModelSpec, RerankerSpec
 from harness.task import Task
 
 Status = Literal["trained", "held out", "unknown"]
@@ -25,7 +25,10 @@ class Exposure:
     evidence: tuple[str, ...] = ()
 
 
-def exposure(models: Mapping[str, ModelSpec], name: str, tasks: Iterable[Task]) -> Exposure:
+Spec = ModelSpec | RerankerSpec
+
+
+def exposure(models: Mapping[str, Spec], name: str, tasks: Iterable[Task]) -> Exposure:
     """What is known of the model (or `model+reranker`) on these tasks taken together.
 
     Trained on one source of one task is trained; held out is only what is held out in all of them.
@@ -40,7 +43,7 @@ def exposure(models: Mapping[str, ModelSpec], name: str, tasks: Iterable[Task]) 
     return Exposure(status, tuple(dict.fromkeys(e for each in found for e in each.evidence)))
 
 
-def _about(models: Mapping[str, ModelSpec], name: str, source: str) -> Exposure:
+def _about(models: Mapping[str, Spec], name: str, source: str) -> Exposure:
     for spec in _lineage(models, name):
         if source in spec.trained_on:
             return Exposure("trained", (f"{source}: {spec.trained_on[source]}",))
@@ -49,7 +52,7 @@ def _about(models: Mapping[str, ModelSpec], name: str, source: str) -> Exposure:
     return Exposure("unknown")
 
 
-def _lineage(models: Mapping[str, ModelSpec], name: str | None) -> Iterator[ModelSpec]:
+def _lineage(models: Mapping[str, Spec], name: str | None) -> Iterator[Spec]:
     """The model, its parent, its parent's parent."""
     seen: set[str] = set()
     while name is not None and name in models and name not in seen:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from harness.model import ModelSpec
+    from harness.model import ModelSpec, RerankerSpec
     from harness.published import Reported
     from harness.result import Result
     from harness.run import Run, Searcher
@@ -26,6 +26,11 @@ hookimpl = pluggy.HookimplMarker("harness")
 @hookspec
 def harness_models() -> Sequence[ModelSpec]:  # type: ignore[empty-body]
     """Models for `harness eval --model NAME`."""
+
+
+@hookspec
+def harness_rerankers() -> Sequence[RerankerSpec]:  # type: ignore[empty-body]
+    """Rerankers for `harness eval --rerank NAME`."""
 
 
 @hookspec

@@ -11,9 +11,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from harness.errors import HarnessError
-from harness.exposure import STATUSES, Exposure, Status, exposure
+from harness.exposure import STATUSES, Exposure, Spec, Status, exposure
 from harness.metrics import Metric
-from harness.model import ModelSpec
 from harness.published import Reported
 from harness.result import Result
 from harness.task import Column, Suite, Task
@@ -54,6 +53,8 @@ class Row:
     size: str | None = None
     plugin: str | None = None
     sources: tuple[str, ...] = ()
+    oracle: bool = False
+    """Fused with the weight that is best on what is scored: shown, not ranked."""
     exposures: tuple[Exposure, ...] = ()
     """For each column, whether the model was trained on its data."""
     averages: Mapping[Status, float | None] = field(default_factory=dict)
@@ -93,7 +94,7 @@ def leaderboard(
     tasks: Mapping[str, Task],
     results: Iterable[Result],
     *,
-    models: Mapping[str, ModelSpec] = MappingProxyType({}),
+    models: Mapping[str, Spec] = MappingProxyType({}),
     limit: int | None = None,
     reported: Sequence[Reported] = (),
 ) -> Leaderboard:
@@ -130,6 +131,7 @@ def leaderboard(
         key=lambda row: (
             row.check,
             row.block != "single model",
+            row.oracle,
             row.average is None,
             -(row.average or 0.0),
             row.label,
@@ -181,11 +183,12 @@ def _row(
         check=any_result.check,
         marked=marked,
         block="+ rerank" if "+" in any_result.model else "single model",
+        oracle="oracle" in any_result.identity,
     )
 
 
 def _exposed(
-    row: Row, columns: Sequence[Column], tasks: Mapping[str, Task], models: Mapping[str, ModelSpec]
+    row: Row, columns: Sequence[Column], tasks: Mapping[str, Task], models: Mapping[str, Spec]
 ) -> Row:
     """The row with what is known of its model's training on each column's data."""
     name = row.plugin if row.sources else row.model
@@ -327,6 +330,8 @@ def _notes(
     if any(row.marked for row in rows):
         notes.append("†: made under another prompt profile, a compat switch or without broken items.")
     notes += _exposure_notes(rows)
+    if any(row.oracle for row in rows):
+        notes.append("oracle: fused with the weight that is best on the scored queries; not ranked.")
     if any(row.check for row in rows):
         notes.append("check: built from the task's own answers to test it; not ranked.")
     if limit is not None:
@@ -401,7 +406,8 @@ def _markdown(board: Leaderboard) -> str:
 
 
 def _name(row: Row, sources: Sequence[str]) -> str:
-    label = f"{_plain(row.label)} *check*" if row.check else _plain(row.label)
+    mark = " *check*" if row.check else " *oracle*" if row.oracle else ""
+    label = _plain(row.label) + mark
     numbers = ",".join(str(sources.index(source) + 1) for source in row.sources)
     return f"{label} <sup>{numbers}</sup>" if numbers else label
 
@@ -409,13 +415,13 @@ def _name(row: Row, sources: Sequence[str]) -> str:
 def _cells(rows: Sequence[Row], statuses: Sequence[Status]) -> list[list[str]]:
     """The shown cells of one block, with the best and the second best of each column marked."""
     values = [[*row.values, row.average, *(row.averages.get(s) for s in statuses)] for row in rows]
-    ranked = [v for v, row in zip(values, rows, strict=True) if not row.check]
+    ranked = [v for v, row in zip(values, rows, strict=True) if not (row.check or row.oracle)]
     marks = [_marks([v[c] for v in ranked]) for c in range(len(values[0]))]
     return [
         [
             _cell(
                 v,
-                None if row.check else marks[c],
+                None if row.check or row.oracle else marks[c],
                 row,
                 row.exposures[c].status if c < len(row.values) else None,
             )
@@ -496,6 +502,7 @@ def _json(board: Leaderboard) -> str:
                 "identity_id": row.identity_id,
                 "check": row.check,
                 "marked": row.marked,
+                "oracle": row.oracle,
                 "block": row.block,
                 "size": row.size,
                 "plugin": row.plugin,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.collection import Collection
-from harness.content import Item
+from harness.content import Ask, Item
 from harness.digest import digest, file_digest
 from harness.errors import PluginError, UnknownName
 
@@ -91,6 +91,69 @@ class ModelSpec:
     check: Callable[[Collection], Frontend] | None = None
 
 
+class Reranker(Protocol):
+    """A reranker's weights on a device."""
+
+    def score(self, batch: Batch) -> Tensor:
+        """[all candidates of all asks] float32, ask after ask: the higher, the better."""
+        ...
+
+
+class RerankFrontend(Protocol):
+    """The weightless half of a reranker, as `Frontend` is that of a model."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Everything that changes a score."""
+        ...
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """Which modalities it takes, of queries and candidates."""
+        ...
+
+    @property
+    def listwise(self) -> bool:
+        """Whether a candidate's score depends on the others of its ask, and on their order."""
+        ...
+
+    def cost(self, ask: Ask) -> int:
+        """Tokens (or a like measure of work) of an ask, at least 1, without decoding media."""
+        ...
+
+    def prepare(self, asks: Sequence[Ask]) -> Batch:
+        """Decode, resize and tokenise on the CPU; called in worker processes."""
+        ...
+
+    def load(self, device: str) -> Reranker:
+        """Load the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerSpec:
+    """A reranker as `harness list models` shows it.
+
+    `depths` and `weights` are its published settings by globs of task names; the last that matches
+    holds. Scores are fused as retrieval score + weight · reranker's score.
+    """
+
+    name: str
+    title: str
+    open: Callable[[Mapping[str, str]], RerankFrontend]
+    tiny: Callable[[Path], Mapping[str, str]]
+    source: str
+    licence: str
+    depths: Mapping[str, int]
+    weights: Mapping[str, float]
+    parent: str | None = None
+    change: str | None = None
+    paper_ref: str | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    input_spec: Mapping[str, str] = field(default_factory=dict)
+
+
 def options(model: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
     """`defaults` overridden by the `--model-arg` values; raises UnknownName for others."""
     for name in given:
@@ -111,7 +174,9 @@ def _version(distribution: str) -> str:
         return "absent"
 
 
-def full_identity(name: str, frontend: Frontend, engine: Mapping[str, str]) -> dict[str, str]:
+def full_identity(
+    name: str, frontend: Frontend | RerankFrontend, engine: Mapping[str, str]
+) -> dict[str, str]:
     """The frontend's identity with the model's name and what the engine adds.
 
     Raises PluginError where it is empty or not text to text: two models without an identity

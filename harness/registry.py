@@ -13,13 +13,19 @@ import pluggy
 
 from harness import hookspecs
 from harness.errors import HarnessError, PluginError, UnknownName
-from harness.model import ModelSpec
+from harness.model import ModelSpec, RerankerSpec
 from harness.published import Reported
 from harness.run import Searcher
 from harness.task import Suite, Task
 
 GROUP = "harness"
-KINDS: dict[str, type] = {"models": ModelSpec, "tasks": Task, "suites": Suite, "searchers": Searcher}
+KINDS: dict[str, type] = {
+    "models": ModelSpec,
+    "rerankers": RerankerSpec,
+    "tasks": Task,
+    "suites": Suite,
+    "searchers": Searcher,
+}
 
 
 class Named(Protocol):
@@ -48,6 +54,7 @@ class Catalog:
     """What there is, by name, in the order of registration."""
 
     models: Mapping[str, ModelSpec]
+    rerankers: Mapping[str, RerankerSpec]
     tasks: Mapping[str, Task]
     suites: Mapping[str, Suite]
     searchers: Mapping[str, Searcher]
@@ -56,6 +63,9 @@ class Catalog:
 
     def model(self, name: str) -> ModelSpec:
         return _get("model", name, self.models, self._failed)
+
+    def reranker(self, name: str) -> RerankerSpec:
+        return _get("reranker", name, self.rerankers, self._failed)
 
     def suite(self, name: str) -> Suite:
         return _get("suite", name, self.suites, self._failed)

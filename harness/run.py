@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 
+from harness.collection import Pool
 from harness.errors import DataInvalid
 from harness.files import write_atomic
 
@@ -135,6 +136,23 @@ class Run:
     pool: str
     rows: Int32
     scores: Float32
+
+    def within(self, query_ids: Sequence[str], pool: Pool) -> Run:
+        """The run of these queries over the whole pool: rows are the pool's. A query that the run
+        does not hold has an empty list; raises DataInvalid for a candidate that is not in the pool."""
+        retrieved = {self.candidate_ids[row] for row in np.unique(self.rows).tolist() if row >= 0}
+        place = pool.rows_of(retrieved)
+        if len(place) < len(retrieved):
+            unknown = sorted(retrieved - place.keys())[0]
+            raise DataInvalid(f"the run retrieved {unknown!r}, which is not in pool {pool.name!r}")
+        row_of = np.array([place.get(c, -1) for c in self.candidate_ids] + [-1], dtype=np.int32)
+        at = {query: i for i, query in enumerate(self.query_ids)}
+        rows = np.full((len(query_ids), self.rows.shape[1]), -1, np.int32)
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for i, query in enumerate(query_ids):
+            if query in at:
+                rows[i], scores[i] = row_of[self.rows[at[query]]], self.scores[at[query]]
+        return Run(query_ids, pool.ids, pool.name, rows, scores)
 
     def ranking(self, query: int) -> list[tuple[str, float]]:
         """(candidate id, score) of the query at this index, best first."""

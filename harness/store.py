@@ -80,7 +80,7 @@ class StoredRows:
         return self._gather(self.shard[rows], self.row[rows])
 
     def _gather(self, shard: npt.NDArray[np.int32], row: npt.NDArray[np.int32]) -> Half:
-        out = np.empty((len(shard), self.dim), np.float16)
+        out = np.empty((len(shard), self.dim), self.files[0].dtype if self.files else np.float16)
         for s in np.unique(shard):
             here = np.flatnonzero(shard == s)
             out[here] = self.files[s][row[here]]
@@ -88,16 +88,19 @@ class StoredRows:
 
 
 class Store:
-    """Embeddings of one model identity below `root`.
+    """Rows of one identity below `root`: embeddings in float16, or a reranker's scores in float32.
 
-    A shard is one `.npy` file of float16 unit rows plus a `.json` manifest with the keys and a
-    checksum. The manifest is renamed into place last, so that a shard exists wholly or not at
-    all, under kill -9 too; names are digests of the content, so that writers cannot collide.
+    A shard is one `.npy` file of rows plus a `.json` manifest with the keys and a checksum. The
+    manifest is renamed into place last, so that a shard exists wholly or not at all, under kill -9
+    too; names are digests of the content, so that writers cannot collide.
     """
 
-    def __init__(self, root: Path, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, identity: Mapping[str, str], *, kind: str = "embeddings", dtype: str = DTYPE
+    ) -> None:
         self.identity = dict(identity)
-        self.folder = root / "embeddings" / identity_id(identity)
+        self.folder = root / kind / identity_id(identity)
+        self.dtype = dtype
         self.damaged: list[str] = []
         self._shards: list[_Shard] = []
         self._keys: list[Keys] = []
@@ -142,7 +145,7 @@ class Store:
         """Columns of every row; None while the store is empty."""
         return self._shards[0].dim if self._shards else None
 
-    def add(self, keys: Keys, rows: Half) -> None:
+    def add(self, keys: Keys, rows: npt.NDArray[Any]) -> None:
         """Store one shard: rows [N, D] under N keys. Raises StorageError, BadEmbedding."""
         if self.dim is not None and rows.shape[1] != self.dim:
             raise BadEmbedding(
@@ -150,7 +153,7 @@ class Store:
                 " one identity must give one dimension"
             )
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(rows, dtype=DTYPE))
+        np.save(buffer, np.ascontiguousarray(rows, dtype=self.dtype))
         data = buffer.getvalue()
         raw = keys.tobytes()
         name = blake2b(raw + data, digest_size=12).hexdigest()
@@ -158,7 +161,7 @@ class Store:
             "format": FORMAT,
             "count": len(keys),
             "dim": int(rows.shape[1]),
-            "dtype": DTYPE,
+            "dtype": self.dtype,
             "crc32": zlib.crc32(data),
             "keys": raw.hex(),
         }

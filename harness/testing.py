@@ -2,8 +2,9 @@
 
     check_task(task, tmp_path)      # on the task's own miniature
     check_model(spec, tmp_path)     # on the model's tiny checkpoint
+    check_reranker(spec, tmp_path)  # on the reranker's
 
-Both raise AssertionError with one line that says what does not hold.
+All raise AssertionError with one line that says what does not hold.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.collection import Collection, checked
-from harness.content import Candidate, Image, Item, Part, Query, Text, Video, item
+from harness.content import Ask, Candidate, Image, Item, Part, Query, Text, Video, item
 from harness.digest import Digests, digest
 from harness.encode import EngineOptions
 from harness.evaluate import EvalOptions, evaluate
 from harness.metrics import UNREACHED, Ranks
-from harness.model import Frontend, ModelSpec
+from harness.model import Frontend, ModelSpec, RerankerSpec, RerankFrontend
 from harness.registry import Catalog, load_catalog
 from harness.store import key
 from harness.task import Protocol, Task
@@ -253,7 +254,56 @@ def check_model(spec: ModelSpec, folder: Path) -> None:
             )
 
 
-def sample_items(folder: Path, frontend: Frontend) -> list[Item]:
+def check_reranker(spec: RerankerSpec, folder: Path) -> None:
+    """The tiny checkpoint opens twice alike, the frontend pickles, scores are finite, every part of
+    query and candidate moves the score, and a pair scores the same alone and in any batch (a list
+    the same in any batch).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = spec.tiny(folder)
+    frontend = spec.open(options)
+    assert dict(frontend.identity) == dict(spec.open(options).identity), (
+        f"{spec.name}: two opens, two identities"
+    )
+    assert frontend.modalities <= ALL_MODALITIES, (
+        f"{spec.name}: unknown modalities {set(frontend.modalities)}"
+    )
+    items = sample_items(folder / "media", frontend)
+    candidates = tuple(dataclasses.replace(i, role="candidate", instruction=None) for i in items)
+    asks = [Ask(query, candidates[n : n + 3] or candidates[:3]) for n, query in enumerate(items)]
+    reranker = pickle.loads(pickle.dumps(frontend)).load("cpu")
+    for ask in asks:
+        cost = frontend.cost(ask)
+        assert isinstance(cost, int) and cost >= 1, f"{spec.name}: cost {cost!r} is not a whole number from 1"
+
+    def scores(chosen: Sequence[Ask]) -> list[float]:
+        got = reranker.score(pickle.loads(pickle.dumps(frontend.prepare(chosen))))
+        count = sum(len(ask.candidates) for ask in chosen)
+        assert got.shape == (count,), f"{spec.name}: shape {tuple(got.shape)} for {count} candidates"
+        values: list[float] = got.double().tolist()
+        assert np.isfinite(values).all(), f"{spec.name}: a score is not finite"
+        return values
+
+    together = scores(asks)
+    single = [scores([ask]) for ask in asks]
+    apart = [s for listed in single for s in listed]
+    if not frontend.listwise:
+        pairs = [Ask(ask.query, (c,)) for ask in asks for c in ask.candidates]
+        apart = [scores([pair])[0] for pair in pairs]
+    worst = max(abs(a - b) for a, b in zip(together, apart, strict=True))
+    assert worst <= INVARIANCE, f"{spec.name}: a pair scores {worst:.2e} apart in a batch and alone"
+    for ask in asks:
+        before = scores([ask])
+        changed = [Ask(other, ask.candidates) for other in _changes(ask.query, folder / "media", False)]
+        first, *rest = ask.candidates
+        changed += [Ask(ask.query, (other, *rest)) for other in _changes(first, folder / "media", False)]
+        for other in changed:
+            assert max(abs(a - b) for a, b in zip(before, scores([other]), strict=True)) > 1e-7, (
+                f"{spec.name}: a part is not looked at: {other} and {ask} have one score"
+            )
+
+
+def sample_items(folder: Path, frontend: Frontend | RerankFrontend) -> list[Item]:
     """A few small real items of every modality that the frontend takes."""
     pictures = [
         write_picture(folder / f"{i}.png", seed=i, size=size) for i, size in enumerate([(64, 48), (40, 90)])

@@ -5,14 +5,49 @@ from __future__ import annotations
 from harness.hookspecs import hookimpl
 from harness.task import Suite, Task
 
-from . import demo, mbeir, stamps
+from . import (
+    ccneg,
+    circo,
+    coco,
+    demo,
+    flickr,
+    genecis,
+    mbeir,
+    msrvtt,
+    msvd,
+    multiturn_fashioniq,
+    sharegpt4v,
+    stamps,
+    sugarcrepe,
+    urban1k,
+    visdial,
+    vist,
+    zeroshot,
+)
 
 
 @hookimpl
 def harness_tasks() -> tuple[Task, ...]:
-    return (*demo.TASKS, *stamps.TASKS, *mbeir.TASKS)
+    return (
+        *demo.TASKS,
+        *stamps.TASKS,
+        *mbeir.TASKS,
+        *sharegpt4v.TASKS,
+        *urban1k.TASKS,
+        *flickr.TASKS,
+        *coco.TASKS,
+        *circo.TASKS,
+        *genecis.TASKS,
+        *vist.TASKS,
+        *visdial.TASKS,
+        *multiturn_fashioniq.TASKS,
+        *ccneg.TASKS,
+        *sugarcrepe.TASKS,
+        *msrvtt.TASKS,
+        *msvd.TASKS,
+    )
 
 
 @hookimpl
 def harness_suites() -> tuple[Suite, ...]:
-    return (demo.SUITE, stamps.SUITE, *mbeir.SUITES)
+    return (demo.SUITE, stamps.SUITE, *mbeir.SUITES, *zeroshot.SUITES)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import DataInvalid
-from harness.task import Need
+from harness.task import Hub, Need
 
 from .wording import formatted
 
@@ -63,11 +63,15 @@ TRAIN_POOL = ROOT / "cand_pool/global/mbeir_union_train_cand_pool.jsonl"
 INSTRUCTIONS = ROOT / "instructions/query_instructions.tsv"
 IMAGES = ROOT / "mbeir_images"
 
+REPOSITORY = "TIGER-Lab/M-BEIR"
 _DOWNLOAD = (
-    "hf download TIGER-Lab/M-BEIR --repo-type dataset --local-dir M-BEIR, run in the data folder"
-    " (huggingface.co/datasets/TIGER-Lab/M-BEIR)"
+    "hf download TIGER-Lab/M-BEIR --repo-type dataset --local-dir M-BEIR, run in the data folder,"
+    " or harness data fetch mbeir (huggingface.co/datasets/TIGER-Lab/M-BEIR)"
 )
-_UNPACK = "in M-BEIR, after the download: cat mbeir_images.tar.gz.part-* | tar xz (170 GB)"
+_UNPACK = (
+    "after the download, join and unpack its parts (170 GB), in the folder M-BEIR:"
+    " cat mbeir_images.tar.gz.part-* | tar -xzf -"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,8 @@ HOMES = {(row.dataset_id, "image" in row.wanted): row for row in ROWS}
 
 
 def need(path: Path, *, media: bool = False) -> Need:
-    return Need(path, _UNPACK if media else _DOWNLOAD, media=media)
+    files = "mbeir_images.tar.gz.part-*" if media else path.relative_to(ROOT).as_posix()
+    return Need(path, _UNPACK if media else _DOWNLOAD, media=media, hub=Hub(REPOSITORY, (files,), into=ROOT))
 
 
 def number(id: str, span: int) -> int | None:

@@ -35,7 +35,7 @@ from typing import Any
 
 from harness.errors import DataInvalid
 
-from .mbeir_layout import BY_NAME, DATASETS, INSTRUCTIONS, ROOT, ROWS, Row
+from .mbeir_layout import BY_NAME, DATASETS, IMAGES, INSTRUCTIONS, ROOT, ROWS, Row
 from .mbeir_verify import MINIATURE
 from .miniature import CONCEPTS, PLACES, described, picture
 
@@ -492,7 +492,8 @@ def mini(folder: Path) -> None:
     """
     if (folder / MINIATURE).exists():
         return
-    if (folder / ROOT).exists():
+    pictures = folder / IMAGES  # multi-turn FashionIQ's miniature may have put some there
+    if (folder / ROOT).exists() and any(p != pictures for p in (folder / ROOT).iterdir()):
         raise DataInvalid(f"{folder / ROOT} is there and no miniature: choose another folder")
     for path, content in files().items():
         place = folder / path

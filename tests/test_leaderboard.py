@@ -311,6 +311,7 @@ def cli(capsys, monkeypatch, tmp_path):
         ("umarvel-global.md", ("mbeir-global", "--paper", "umarvel")),
         ("lamra-local.md", ("mbeir-local", "--paper", "lamra")),
         ("lamra-heldout.md", ("mbeir-heldout", "--paper", "lamra")),
+        ("umarvel-zeroshot.md", ("zeroshot-image", "zeroshot-video", "--paper", "umarvel")),
     ],
 )
 def test_the_tables_of_the_papers_come_out_cell_for_cell(cli, golden, arguments):

@@ -247,7 +247,7 @@ def test_the_miniature_is_small_complete_and_always_the_same(data, tmp_path):
 
 
 def test_the_miniature_never_replaces_the_real_data(tmp_path):
-    (tmp_path / "M-BEIR").mkdir()
+    (tmp_path / "M-BEIR" / "query").mkdir(parents=True)
     with pytest.raises(DataInvalid, match="no miniature: choose another folder"):
         mini(tmp_path)
 

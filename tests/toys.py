@@ -15,12 +15,12 @@ import pluggy
 
 from harness import hookspecs
 from harness.collection import Collection, Pool
-from harness.content import Candidate, Image, Item, Query, Text
+from harness.content import Ask, Candidate, Image, Item, Query, Text
 from harness.encode import EngineOptions
 from harness.evaluate import EvalOptions
 from harness.media import open_picture
 from harness.metrics import MRR, Hit, Metric, Recall
-from harness.model import ModelSpec
+from harness.model import ModelSpec, RerankerSpec
 from harness.registry import Catalog
 from harness.search import TORCH
 from harness.task import Column, Need, Protocol, Suite, Task
@@ -92,6 +92,65 @@ class ToyEmbedder:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class ToyRanker:
+    """Scores a pair by a hash of its texts, in [0, 1]; listwise, the place in the list counts too."""
+
+    name: str = "ranker"
+    listwise: bool = False
+    weights: str = "r1"
+    modalities: frozenset[str] = frozenset({"text", "image", "image,text"})
+    fault: str = ""
+    log: Path | None = None
+    fits: int = 10**9
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {"weights": self.weights, "version": "1"}
+
+    def cost(self, ask: Ask) -> int:
+        return 10 * len(ask.candidates)
+
+    def prepare(self, asks: Sequence[Ask]) -> list[str]:
+        return [
+            repr((a.query.parts, c.parts, place if self.listwise else 0))
+            for a in asks
+            for place, c in enumerate(a.candidates)
+        ]
+
+    def load(self, device: str) -> ToyRanker:
+        return self
+
+    def score(self, batch: list[str]) -> Any:
+        import torch
+
+        if len(batch) > self.fits:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write("".join(f"{hashlib.md5(b.encode()).hexdigest()}\n" for b in batch))
+        scores = torch.tensor([pair_score(self.weights + b) for b in batch])
+        if self.fault == "nan":
+            scores[-1] = float("nan")
+        return scores[1:] if self.fault == "count" else scores
+
+    def spec(self, **more: Any) -> RerankerSpec:
+        given = {"depths": {"*": 5}, "weights": {"*": 0.5}, **more}
+        return RerankerSpec(
+            name=self.name,
+            title="a toy",
+            open=lambda options: self,
+            tiny=lambda folder: {},
+            source="tests",
+            licence="Apache-2.0",
+            **given,
+        )
+
+
+def pair_score(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+
+
 def _vector(text: str, dim: int) -> Any:
     import torch
 
@@ -143,12 +202,15 @@ def task(
     )
 
 
-def catalog(models: Sequence[ModelSpec], tasks: Sequence[Task]) -> Catalog:
+def catalog(
+    models: Sequence[ModelSpec], tasks: Sequence[Task], rerankers: Sequence[RerankerSpec] = ()
+) -> Catalog:
     manager = pluggy.PluginManager("harness")
     manager.add_hookspecs(hookspecs)
     columns = tuple(Column(t.name, "", (t.name,)) for t in tasks)
     return Catalog(
         models={m.name: m for m in models},
+        rerankers={r.name: r for r in rerankers},
         tasks={t.name: t for t in tasks},
         suites={"toys": Suite("toys", "Toys", columns)},
         searchers={"torch": TORCH},
