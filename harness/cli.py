@@ -410,7 +410,7 @@ def list_tasks(as_json: AsJson = False, verbose: Verbose = False, data: Data = P
                 "title": task.title,
                 "suites": [s.name for s in catalog.suites.values() if task.name in s.tasks],
                 "needs": [
-                    {"path": str(n.path), "source": n.source, "present": n not in missing} for n in needs
+                    {"path": str(n.path), "source": n.remedy, "present": n not in missing} for n in needs
                 ],
                 "present": not missing,
                 "metrics": [str(m) for m in task.metrics],

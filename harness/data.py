@@ -98,7 +98,7 @@ def _status(data: Path, task: Task, protocol: Protocol, deep: bool, pins: Mappin
 def _gaps(data: Path, task: Task, needs: Iterable[Need], pins: Mapping[str, Pin]) -> Iterator[str]:
     for need in needs:
         if need.find(data) is None:
-            yield f"{data / need.path} is missing: {need.source}"
+            yield f"{data / need.path} is missing: {need.remedy}"
         elif _is_unfinished(need, pins):
             yield f"{data / need.path} is not fetched to the end: run 'harness data fetch {task.name}' again"
 

@@ -195,7 +195,7 @@ def require_data(tasks: Sequence[Task], data: Path, protocol: Protocol) -> None:
     for task in tasks:
         for need in task.needs(protocol):
             if need.find(data) is None:
-                missing[str(data / need.path)] = need.source
+                missing[str(data / need.path)] = need.remedy
     if not missing:
         return
     by_source: dict[str, list[str]] = {}

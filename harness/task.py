@@ -109,11 +109,17 @@ class Need:
 
     path: Path
     source: str
+    """How to get it by hand, on one line."""
     otherwise: tuple[Path, ...] = ()
     media: bool = False
     """A folder of pictures or clips: it must be there, but only what is used of it is read."""
     hub: Hub | None = None
-    """Where `harness data fetch` gets it; None: only by hand, as `source` says."""
+    """Where `harness data fetch` gets it; None: only by hand."""
+
+    @property
+    def remedy(self) -> str:
+        """How to get it, on one line."""
+        return self.source if self.hub is None else f"harness data fetch, or {self.source}"
 
     def find(self, data_root: Path) -> Path | None:
         """Where it lies, or None. The case of the name does not matter where it is not exact."""
@@ -128,7 +134,7 @@ class Need:
         """Where it lies; raises DataMissing."""
         found = self.find(data_root)
         if found is None:
-            raise DataMissing(f"{data_root / self.path} is missing: {self.source}")
+            raise DataMissing(f"{data_root / self.path} is missing: {self.remedy}")
         return found
 
 

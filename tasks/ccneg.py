@@ -42,7 +42,7 @@ _WHERE = "links in ccneg_dataset/README.md of github.com/jaisidhsingh/CoN-CLIP"
 _ORIGINAL = Need(_FOLDER / "ccneg_preprocessed.pt", f"get it by the {_WHERE}", hub=_HUB)
 _ROWS = Need(
     _FOLDER / _CONVERTED,
-    f"put ccneg_preprocessed.pt ({_WHERE}) there and run: harness data convert ccneg",
+    f"put ccneg_preprocessed.pt ({_WHERE}) there; then: harness data convert ccneg",
     hub=_HUB,
 )
 _PICTURES = Need(

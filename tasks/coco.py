@@ -20,10 +20,7 @@ from harness.task import Hub, Need
 from .two_way import ASKED, Captioned, TwoWay, one_pass, read_fives, write_fives
 
 _FOLDER = Path("coco")
-_SOURCE = (
-    "harness data fetch coco/text-to-image,"
-    " or put coco of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
-)
+_SOURCE = "put coco of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
 _HUB = Hub("code-kunkun/LamRA_Eval", ("coco/*", "coco.*"))
 _CAPTIONS = Need(_FOLDER / "coco_text.json", _SOURCE, hub=_HUB)
 _PICTURES = Need(_FOLDER / "coco_images", _SOURCE, media=True, hub=_HUB)

@@ -29,10 +29,7 @@ from .two_way import (
 from .wording import Wording, Wordings
 
 _FOLDER = Path("flickr")
-_SOURCE = (
-    "harness data fetch flickr/text-to-image,"
-    " or put flickr of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
-)
+_SOURCE = "put flickr of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
 _HUB = Hub("code-kunkun/LamRA_Eval", ("flickr/*", "flickr.*"))
 _CAPTIONS = Need(_FOLDER / "flickr_text.json", _SOURCE, hub=_HUB)
 _PICTURES = Need(_FOLDER / "images", _SOURCE, media=True, hub=_HUB)

@@ -31,7 +31,7 @@ from .miniature import CONCEPTS, described, picture, write
 from .wording import Wording, Wordings, worded
 
 _HUB = Hub("code-kunkun/LamRA_Eval", ("genecis/*", "genecis.*"))
-_SOURCE = "from huggingface.co/datasets/code-kunkun/LamRA_Eval"
+_SOURCE = "take the folder genecis of code-kunkun/LamRA_Eval on Hugging Face"
 
 # M-BEIR's wording for CIRR.
 _CHANGED = "I'm looking for a similar everyday image with the described changes."
@@ -70,8 +70,8 @@ class _Subset:
     @property
     def pictures(self) -> Need:
         if self.crops:
-            return Need(Path(f"genecis/vg/{self.name}"), f"the crops {_SOURCE}", media=True, hub=_HUB)
-        source = f"val2017.zip from cocodataset.org, unpacked in genecis, or {_SOURCE}"
+            return Need(Path(f"genecis/vg/{self.name}"), f"{_SOURCE} (its crops)", media=True, hub=_HUB)
+        source = f"{_SOURCE}, or unpack val2017.zip of cocodataset.org in genecis"
         return Need(Path("genecis/val2017"), source, media=True, hub=_HUB)
 
     @property

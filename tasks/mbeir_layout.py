@@ -65,8 +65,8 @@ IMAGES = ROOT / "mbeir_images"
 
 REPOSITORY = "TIGER-Lab/M-BEIR"
 _DOWNLOAD = (
-    "hf download TIGER-Lab/M-BEIR --repo-type dataset --local-dir M-BEIR, run in the data folder,"
-    " or harness data fetch mbeir (huggingface.co/datasets/TIGER-Lab/M-BEIR)"
+    "hf download TIGER-Lab/M-BEIR --repo-type dataset --local-dir M-BEIR, run in the data folder"
+    " (huggingface.co/datasets/TIGER-Lab/M-BEIR)"
 )
 _UNPACK = (
     "after the download, join and unpack its parts (170 GB), in the folder M-BEIR:"

@@ -39,7 +39,7 @@ _ORIGINAL = Need(_FOLDER / "raw-captions.pkl", f"get it from {_WHERE}", hub=_HUB
 _LIST = Need(_FOLDER / "test_list.txt", f"get it from {_WHERE}", hub=_HUB)
 _CAPTIONS = Need(
     _FOLDER / _CONVERTED,
-    f"put raw-captions.pkl ({_WHERE}) there and run: harness data convert msvd",
+    f"put raw-captions.pkl ({_WHERE}) there; then: harness data convert msvd",
     hub=_HUB,
 )
 _CLIPS = Need(

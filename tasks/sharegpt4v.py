@@ -21,10 +21,7 @@ from .two_way import ASKED, FIND_CAPTION, FIND_IMAGE, Captioned, TwoWay, at_leng
 from .wording import Wording
 
 _FOLDER = Path("sharegpt4v")
-_SOURCE = (
-    "harness data fetch sharegpt4v/text-to-image,"
-    " or put sharegpt4v of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
-)
+_SOURCE = "put sharegpt4v of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
 _HUB = Hub("code-kunkun/LamRA_Eval", ("sharegpt4v/*", "sharegpt4v.*"))
 _RECORDS = Need(_FOLDER / "datas_for_validation.json", _SOURCE, hub=_HUB)
 _PICTURES = Need(_FOLDER / "val_data", _SOURCE, media=True, hub=_HUB)

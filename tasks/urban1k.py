@@ -21,10 +21,7 @@ from .two_way import ASKED, FIND_CAPTION, Captioned, TwoWay, at_length, numbered
 from .wording import Wording
 
 _FOLDER = Path("Urban1k")
-_SOURCE = (
-    "harness data fetch urban1k/text-to-image, or unpack Urban1k.zip"
-    " of huggingface.co/datasets/BeichenZhang/Urban1k in the data folder"
-)
+_SOURCE = "unpack Urban1k.zip of huggingface.co/datasets/BeichenZhang/Urban1k in the data folder"
 _HUB = Hub("BeichenZhang/Urban1k", ("Urban1k.zip",))
 _CAPTIONS = Need(_FOLDER / "caption", _SOURCE, hub=_HUB)
 _PICTURES = Need(_FOLDER / "image", _SOURCE, media=True, hub=_HUB)

@@ -132,7 +132,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(data: Path, task: Task, a
     (data / need.path).rename(data / "away")
     with pytest.raises(DataMissing) as error:
         load(task, data)
-    assert str(error.value) == f"{data / need.path} is missing: {need.source}"
+    assert str(error.value) == f"{data / need.path} is missing: {need.remedy}"
 
 
 # MSVD
