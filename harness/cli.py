@@ -294,13 +294,21 @@ def leaderboard(
 
     Markdown has a table for each suite; CSV and JSON have one with all columns.
     """
+    from harness.ablations import NAME as ABLATIONS
     from harness.files import write_text
     from harness.leaderboard import leaderboard as make_board
     from harness.leaderboard import render
     from harness.published import select
 
     catalog = _catalog()
-    chosen = [catalog.suite(name) for name in _split(suites)]
+    names = _split(suites)
+    if ABLATIONS in names:
+        if names != [ABLATIONS]:
+            raise HarnessError(f"{ABLATIONS} is a table of its own: ask for it alone")
+        text = _ablations(catalog, runs, format)
+        typer.echo(text, nl=False) if out is None else write_text(out, text)
+        return
+    chosen = [catalog.suite(name) for name in names]
     published = select(catalog.reported(), papers=_split(paper), lowest=grade) if reported or paper else ()
     none_yet = runs is None and published and not DEFAULT_RUNS.is_dir()
     results = [] if none_yet else _read_results(runs or [DEFAULT_RUNS])
@@ -321,6 +329,16 @@ def leaderboard(
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
+
+
+def _ablations(catalog: Catalog, runs: Sequence[Path] | None, format: Form) -> str:
+    from harness.ablations import ablations, averaged, render
+
+    reported = catalog.reported()
+    suites = averaged(catalog.suites, reported)
+    folders = runs or ([DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else [])
+    variants = ablations(catalog.models, suites, catalog.tasks, _read_results(folders), reported)
+    return render(variants, suites, format.value)
 
 
 @app.command()

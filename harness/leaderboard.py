@@ -390,24 +390,24 @@ def _markdown(board: Leaderboard) -> str:
         ]
     titles = ["Model", *(["Size"] if sized else [])]
     lead = len(titles)
-    titles += [*(f"{_plain(h.title)} {h.metric}" for h in board.headings), *averages]
+    titles += [*(f"{plain(h.title)} {h.metric}" for h in board.headings), *averages]
     groups = [h.group for h in board.headings]
     if len(set(groups)) > 1:
         firsts = [g if i == 0 or groups[i - 1] != g else "" for i, g in enumerate(groups)]
-        header = [*[""] * lead, *map(_plain, firsts), *[""] * len(averages)]
+        header = [*[""] * lead, *map(plain, firsts), *[""] * len(averages)]
         body = [[f"*{t}*" for t in titles], *body]
     else:
         header = titles
     align = ["left", *["right"] * (len(titles) - 1)]
     table = tabulate(body, headers=header, tablefmt="pipe", colalign=align, disable_numparse=True)
-    below = [*board.notes, *(f"<sup>{i}</sup> {_plain(source)}" for i, source in enumerate(sources, 1))]
+    below = [*board.notes, *(f"<sup>{i}</sup> {plain(source)}" for i, source in enumerate(sources, 1))]
     notes = "".join(f"\n{note}  " for note in below)
     return f"### {board.title}\n\n{table}\n{notes}\n" if notes else f"### {board.title}\n\n{table}\n"
 
 
 def _name(row: Row, sources: Sequence[str]) -> str:
     mark = " *check*" if row.check else " *oracle*" if row.oracle else ""
-    label = _plain(row.label) + mark
+    label = plain(row.label) + mark
     numbers = ",".join(str(sources.index(source) + 1) for source in row.sources)
     return f"{label} <sup>{numbers}</sup>" if numbers else label
 
@@ -460,7 +460,7 @@ def _cell(
     return f"{text}†" if row.marked else text
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that cannot break out of a table cell or turn into markup."""
     for mark in "\\`*_|<>[]":
         text = text.replace(mark, "\\" + mark)

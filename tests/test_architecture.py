@@ -23,7 +23,7 @@ LAYERS = [
     {"encode"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
-    {"reproduce"},
+    {"reproduce", "ablations"},
     {"testing", "cli"},
 ]
 HEAVY = {

@@ -397,7 +397,9 @@ def test_file_that_is_missing_or_no_record_is_named(name: str, file: str, data: 
     with pytest.raises(DataInvalid, match=f"{file}: .* is wanted, not 'x'"):
         load(name, data)
     (data / file).unlink()
-    with pytest.raises(DataMissing, match=f"{file} is missing: harness data fetch, or take the folder .*LamRA_Eval"):
+    with pytest.raises(
+        DataMissing, match=f"{file} is missing: harness data fetch, or take the folder .*LamRA_Eval"
+    ):
         load(name, data)
 
 
