@@ -10,9 +10,16 @@ from harness.model import ModelSpec
 from .baselines import CONSTANT, ORACLE, RANDOM
 from .clip import CLIP
 from .conse import CONSE
+from .lamra import LAMRA_RET, LAMRA_RET_QWEN25VL
 from .minilm import MINILM
+from .umarvel import UMARVEL, UMARVEL_QWEN3VL_4B
+from .umarvel.ablations import ABLATIONS
 
-MODELS = (CONSE, CLIP, MINILM, RANDOM, ORACLE, CONSTANT)
+MODELS = (
+    *(UMARVEL, UMARVEL_QWEN3VL_4B, *ABLATIONS),
+    *(LAMRA_RET, LAMRA_RET_QWEN25VL),
+    *(CONSE, CLIP, MINILM, RANDOM, ORACLE, CONSTANT),
+)
 
 
 @hookimpl

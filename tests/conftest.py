@@ -30,6 +30,29 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each generation of Qwen-VL."""
+    from harness.models.tiny_qwen import write_tiny_qwen
+
+    names = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    return {name: write_tiny_qwen(tmp_path_factory.mktemp(name), name) for name in names}
+
+
+@pytest.fixture(scope="session")
+def qwen_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """p.png and q.png, pictures of strange shapes, and clips of 12, 5 and 1 frames."""
+    from harness.testing import write_clip, write_picture
+
+    folder = tmp_path_factory.mktemp("qwen_media")
+    sizes = {"p": (64, 48), "q": (40, 90), "dot": (1, 1), "line": (1, 300), "wide": (701, 500)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        write_picture(folder / f"{name}.png", seed=seed, size=size)
+    for count in (12, 5, 1):
+        write_clip(folder / f"{count}.mp4", seed=count, frames=count)
+    return folder
+
+
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
     """Run the console script's function in an empty folder: (exit status, stdout, stderr)."""

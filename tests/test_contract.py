@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,20 @@ def test_task(task, tmp_path):
     check_task(task, tmp_path, catalog=CATALOG)
 
 
-@pytest.mark.parametrize("spec", MODELS, ids=lambda m: m.name)
+def paired() -> list[Any]:
+    """The models to run on tasks: variants of another model in the slow tier, and of those whose
+    training alone differs none, for they are shown the same and run the same code."""
+    found = []
+    for spec in MODELS:
+        parent = CATALOG.models.get(spec.parent or "")
+        if parent is None:
+            found.append(pytest.param(spec, id=spec.name))
+        elif spec.input_spec != parent.input_spec:
+            found.append(pytest.param(spec, id=spec.name, marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize("spec", paired())
 def test_every_model_runs_on_every_task(spec, tmp_path):
     options = spec.tiny(tmp_path / "tiny")
     for task in ONE_OF_EACH:
