@@ -63,13 +63,15 @@ class Stats:
     items: int = 0
     embedded: int = 0
     batches: int = 0
+    cut: int = 0
+    """Texts that the model's limit shortened, where its batches say so."""
     cost: int = 0
     padded_cost: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Stats) -> None:
         """Add up what the parts of a task took."""
-        for name in ("items", "embedded", "batches", "cost", "padded_cost"):
+        for name in ("items", "embedded", "batches", "cut", "cost", "padded_cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in other.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -277,6 +279,7 @@ def _embed_all(
                 got = _embed(prepared.positions, prepared.batch, source, embedder, budget, plan.costs, check)
                 rows |= zip(prepared.positions, got, strict=True)
                 stats.batches += 1
+                stats.cut += _cut(prepared.batch)
                 costs = plan.costs[prepared.positions]
                 stats.cost += int(costs.sum())
                 stats.padded_cost += int(costs.max()) * len(costs)
@@ -291,6 +294,11 @@ def _embed_all(
                 clock = stats.spend("store", clock)
             advance(len(prepared.positions) + len(prepared.broken))
     return unreadable
+
+
+def _cut(batch: Batch) -> int:
+    """How many texts were shortened in a prepared batch: what a mapping says under "cut"."""
+    return int(batch.get("cut", 0)) if isinstance(batch, Mapping) else 0
 
 
 def _finish(order: list[int], rows: Mapping[int, Half], plan: _Plan, store: Store, check: bool) -> None:

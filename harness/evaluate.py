@@ -48,7 +48,7 @@ from harness.rerank import SCORES as PAIR_DTYPE
 from harness.result import Result, Score, Status, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
 from harness.store import DTYPE, Store
-from harness.task import Protocol, Task
+from harness.task import Protocol, Task, missing
 
 Overwrite = Literal["always", "never", "only-missing", "only-cache"]
 OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
@@ -191,19 +191,9 @@ def open_reranker(spec: RerankerSpec, given: Mapping[str, str], fusion: Fusion) 
 
 def require_data(tasks: Sequence[Task], data: Path, protocol: Protocol) -> None:
     """Raise DataMissing that lists every missing file of every task, and where to get it."""
-    missing: dict[str, str] = {}
-    for task in tasks:
-        for need in task.needs(protocol):
-            if need.find(data) is None:
-                missing[str(data / need.path)] = need.remedy
-    if not missing:
-        return
-    by_source: dict[str, list[str]] = {}
-    for path, source in missing.items():
-        by_source.setdefault(source, []).append(path)
-    what = "; ".join(f"{', '.join(paths)} ({source})" for source, paths in by_source.items())
-    count = "1 file or folder is" if len(missing) == 1 else f"{len(missing)} files or folders are"
-    raise DataMissing(f"{count} missing: {what}")
+    line = missing((need for task in tasks for need in task.needs(protocol)), data)
+    if line is not None:
+        raise DataMissing(line)
 
 
 def evaluate(
@@ -562,6 +552,8 @@ def _measure(
     analysis = task.analyse(collection, run) if task.analyse is not None else {}
     seconds["score"] = time.perf_counter() - clock
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
+    if stats.cut:
+        made["texts_cut"] = stats.cut
     result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance={"counts": made})
     return result, run, outcomes
 

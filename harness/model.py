@@ -57,7 +57,10 @@ class Frontend(Protocol):
         ...
 
     def prepare(self, items: Sequence[Item]) -> Batch:
-        """Decode, resize and tokenise on the CPU; called in worker processes."""
+        """Decode, resize and tokenise on the CPU; called in worker processes.
+
+        A batch that is a mapping may say under "cut" how many texts its limit shortened.
+        """
         ...
 
     def load(self, device: str) -> Embedder:

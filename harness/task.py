@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +136,19 @@ class Need:
         if found is None:
             raise DataMissing(f"{data_root / self.path} is missing: {self.remedy}")
         return found
+
+
+def missing(needs: Iterable[Need], data_root: Path) -> str | None:
+    """One line that lists all of these that are not there, and where to get them; None where all are."""
+    gone = {str(data_root / need.path): need.remedy for need in needs if need.find(data_root) is None}
+    if not gone:
+        return None
+    by_source: dict[str, list[str]] = {}
+    for path, source in gone.items():
+        by_source.setdefault(source, []).append(path)
+    what = "; ".join(f"{', '.join(paths)} ({source})" for source, paths in by_source.items())
+    count = "1 file or folder is" if len(gone) == 1 else f"{len(gone)} files or folders are"
+    return f"{count} missing: {what}"
 
 
 def _any_case(folder: Path, parts: Sequence[str]) -> Path | None:

@@ -46,7 +46,7 @@ SUBSETS = {
 """Name → rows, and what is wrong with the wrong caption."""
 
 _BARE = Wordings()
-_UMARVEL = Wordings(Wording("Find an image caption describing the following image."))
+_UMARVEL = Wordings(Wording("Find an image caption describing the following image.", separator=""))
 _ASKED_BY_UMARVEL = ("add_att", "add_obj", "replace_att", "replace_obj")
 """U-MARVEL has an instruction for these four and none for the other three."""
 

@@ -12,14 +12,25 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.content import Image, Item, Part, Text, Video
+from harness.content import Candidate, Image, Item, Part, Text, Video
 from harness.errors import DataInvalid
+from harness.evaluate import evaluate
 from harness.models.lamra import LAMRA_RET
 from harness.models.lamra import SPEC as LAMRA
 from harness.models.qwen_vl import additive_mask, last_states
 from harness.models.umarvel import UMARVEL
 from qwen_plain import Plain, unstacked
 from qwen_toys import ARCHITECTURES, ASK, MODELS, PLAIN, cosine, items_of, opened, query, rows
+from toys import catalog, collection, places, task
+
+
+def test_a_result_says_how_many_texts_were_cut(tiny_qwen: dict[str, Path], tmp_path: Path) -> None:
+    wordy = [Candidate(f"c{i}", (Text(f"dog {i} " * 50),)) for i in range(3)]
+    long = task(lambda: collection(3, candidates=wordy))
+    options = {"path": str(tiny_qwen["qwen2_vl"]), "dtype": "float32", "text-tokens": "20"}
+    (outcome,) = evaluate(catalog([UMARVEL], [long]), UMARVEL, options, [long], places(tmp_path))
+    assert outcome.result is not None, outcome.error
+    assert outcome.result.provenance["counts"]["texts_cut"] == 3
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
