@@ -309,6 +309,11 @@ def open_qwen(
     shown = {option(field): value for field, value in spec.shown().items()}
     given = {key.replace("_", "-"): value for key, value in given.items()}
     chosen = options(name, given, {"path": repo, "revision": "main", "base": "", **shown})
+    if not chosen["path"]:
+        raise CheckpointMissing(
+            f"{name} has no public checkpoint: 'harness train {name}' makes one,"
+            " which --model-arg path=FOLDER names"
+        )
     checkpoint = Checkpoint.at(chosen["path"], chosen["revision"], chosen["base"], architecture=architecture)
     spec = _saved_spec(checkpoint, spec).with_options(name, given)
     if spec.deepstack and architecture != "qwen3_vl":

@@ -243,7 +243,7 @@ def test_a_bad_row_of_ccneg_is_named(data: Path, change: Change, said: str) -> N
 def test_ccneg_that_is_not_converted_is_told_how_to(data: Path) -> None:
     (data / "ccneg/ccneg.jsonl").unlink()
     with pytest.raises(
-        DataMissing, match=r"ccneg\.jsonl is missing: harness data fetch, or put .*pt .*: harness data convert ccneg"
+        DataMissing, match=r"ccneg\.jsonl is missing: harness data fetch, or put .*pt .*data convert ccneg"
     ):
         load(CCNEG, data)
 

@@ -16,20 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from harness.errors import CheckpointMissing
-from harness.model import Frontend, ModelSpec
+from harness.model import ModelSpec
 
 from ..input_spec import InputSpec
 from ..qwen_vl import open_qwen, tiny_options
-
-
-def _open(name: str, architecture: str, spec: InputSpec, given: Mapping[str, str]) -> Frontend:
-    if not given.get("path"):
-        raise CheckpointMissing(
-            f"{name} has no public checkpoint: 'harness train {name}' makes one,"
-            " which --model-arg path=FOLDER names"
-        )
-    return open_qwen(name, "", architecture, spec, given)
 
 
 def _variant(
@@ -50,7 +40,7 @@ def _variant(
     return ModelSpec(
         name=name,
         title=f"U-MARVEL: {change}",
-        open=partial(_open, name, architecture, spec),
+        open=partial(open_qwen, name, "", architecture, spec),
         tiny=partial(tiny_options, architecture),
         source=f"no public checkpoint; recipe: harness train {name}",
         licence="Apache-2.0",
