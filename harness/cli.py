@@ -1,4 +1,4 @@
-"""The command line: `harness list`, `eval`, `plan`, `leaderboard` and `reproduce`."""
+"""The command line: `harness list`, `eval`, `plan`, `leaderboard`, `reproduce`, `train` and `data`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from harness.data import Status
     from harness.evaluate import EvalOptions, Outcome, Reranking
     from harness.model import ModelSpec
+    from harness.recipe import Recipe, Setting, Stage
     from harness.registry import Catalog
     from harness.result import Result
     from harness.task import Suite, Task
+    from harness.train import Planned
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,13 +35,16 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Evaluate multimodal retrieval models: exact protocols, cached embeddings, leaderboards.",
 )
-list_app = typer.Typer(no_args_is_help=True, help="What is installed: models, tasks, suites, plugins.")
+list_app = typer.Typer(
+    no_args_is_help=True, help="What is installed: models, tasks, suites, recipes, plugins."
+)
 data_app = typer.Typer(no_args_is_help=True, help="The data sets below the data root.")
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 
 Number = TypeVar("Number", int, float)
 GAP = "–"
+REPEATED = ("--model-arg", "--rerank-arg", "--set")
 DEFAULT_RUNS = Path("results/runs")
 INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
 
@@ -385,6 +391,100 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe; see 'harness list recipes'.")],
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="From this stage on.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Up to this stage.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings for another scale, such as tiny.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.KEY=VALUE", help="A setting of a stage; repeatable."),
+    ] = None,
+    data: Data = Path("data"),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Where the artefacts of stages go.")
+    ] = Path("results/training"),
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how the stages stand, what they lack and cost.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the stages of a recipe in order; print the folder of the last one.
+
+    What is finished is skipped, what was stopped goes on where it was. Delete a stage's folder to run it
+    again; to free space, delete what it made but leave its manifest.json.
+    """
+    from harness import train as training
+
+    recipe = _configured(_catalog(), name, preset, settings)
+    names = training.chosen(recipe, stage=stage, first=first, last=last)
+    options = training.TrainOptions(
+        data, output_dir, files.cache_dir(), device if dry_run else _device(device), quiet
+    )
+    try:
+        planned = training.plan(recipe, names, options)
+        if dry_run:
+            _print_training(planned, data)
+            return
+        training.train(recipe, planned, options, tell=_say)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    typer.echo(planned[-1].folder)
+
+
+def _configured(catalog: Catalog, name: str, preset: str | None, given: Sequence[str] | None) -> Recipe:
+    """The recipe with these settings, which must not undo what it changes of its parent."""
+    from harness.recipe import alike, configured, parsed
+
+    recipe = catalog.recipe(name)
+    settings: dict[str, dict[str, Setting]] = {}
+    for text in given or ():
+        match = re.fullmatch(r"([\w-]+)\.([\w-]+)=(.*)", text, re.DOTALL)
+        if match is None:
+            raise HarnessError(f"--set {text!r} is not of the form STAGE.KEY=VALUE")
+        stage, key = recipe.stage(match[1].replace("_", "-")), match[2].replace("-", "_")
+        settings.setdefault(stage.name, {})[key] = parsed(match[3], stage.settings.get(key))
+    made = configured(recipe, preset, settings)
+    parent = catalog.recipes.get(recipe.parent or "")
+    if parent is None or alike(recipe, parent):
+        return made
+    if alike(made, configured(parent, preset if preset in parent.presets else None)):
+        raise HarnessError(
+            f"with these settings {name} trains what {parent.name} does: they undo what it changes"
+            f" ({recipe.change})"
+        )
+    return made
+
+
+def _print_training(planned: Sequence[Planned], data: Path) -> None:
+    from tabulate import tabulate
+
+    from harness.task import missing
+
+    rows = []
+    for each in planned:
+        cost = each.stage.estimate(each.stage.settings)
+        inputs = "\n".join(f"{name}: {state}" for name, state in each.inputs.items())
+        rows.append(
+            [
+                *(each.stage.name, each.state, inputs or GAP, f"{cost.steps:,}", f"{cost.sequences:,}"),
+                *(f"{cost.gpu_hours:,.1f}", f"{cost.memory_gib:,.0f} GiB"),
+            ]
+        )
+    head = ["stage", "state", "inputs", "steps", "sequences", "GPU hours", "memory"]
+    align = ["left", "left", "left", *["right"] * 4]
+    typer.echo(tabulate(rows, headers=head, tablefmt="simple", colalign=align, disable_numparse=True))
+    left = [each.stage for each in planned if each.state != "done"]
+    hours = sum(stage.estimate(stage.settings).gpu_hours for stage in left)
+    typer.echo(f"{len(left)} of {len(planned)} stages to run, about {hours:,.1f} GPU hours")
+    line = missing((need for each in planned if each.state != "done" for need in each.missing), data)
+    if line is not None:
+        typer.echo(line)
+
+
 @list_app.command("models")
 def list_models(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Models and rerankers: where each comes from, its parent and its licence."""
@@ -450,6 +550,50 @@ def list_suites(as_json: AsJson = False, verbose: Verbose = False) -> None:
         for s in _catalog().suites.values()
     ]
     _print_rows(rows, as_json, verbose, ("name", "title", "count"))
+
+
+@list_app.command("recipes")
+def list_recipes(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Recipes and their stages; -v: the data, settings, artefacts and cost of each stage."""
+    rows: list[dict[str, Any]] = []
+    for r in _catalog().recipes.values():
+        stages = [_stage_row(r, stage) for stage in r.stages]
+        row: dict[str, Any] = {
+            "name": r.name,
+            "title": r.title,
+            "parent": r.parent,
+            "change": r.change,
+            "paper_ref": r.paper_ref,
+            "presets": list(r.presets),
+        }
+        if as_json:
+            rows.append(row | {"stages": stages})
+        elif verbose:
+            details = "\n".join(map(_details, stages))
+            typer.echo(f"{_details(row)}\n{textwrap.indent(details, ' ' * 4)}")
+        else:
+            rows.append(row | {"stages": " → ".join(stage.name for stage in r.stages)})
+    if as_json or not verbose:
+        _print_rows(rows, as_json, False, ("name", "title", "parent", "stages"))
+
+
+def _stage_row(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": stage.name,
+        "title": stage.title,
+        "data": [{"path": str(need.path), "source": need.remedy} for need in stage.data(stage.settings)],
+        "objective": stage.objective,
+        "settings": dict(stage.settings),
+        "needs": dict(stage.needs),
+        "artefacts": list(stage.makes),
+        "expected": dict(stage.expected),
+        "estimate": asdict(stage.estimate(stage.settings)),
+        "paper_ref": stage.paper_ref,
+        "command": f"harness train {recipe.name} --stage {stage.name}",
+        "doc": inspect.cleandoc(stage.doc),
+    }
 
 
 @list_app.command("plugins")
@@ -635,12 +779,12 @@ def main() -> None:
 
 
 def _normal(arguments: Sequence[str]) -> list[str]:
-    """`--model_arg` for `--model-arg`, and several KEY=VALUE after one `--model-arg` or `--rerank-arg`."""
+    """`--model_arg` for `--model-arg`, and several KEY=VALUE after one flag that takes them."""
     normal: list[str] = []
     for argument in arguments:
         if match := re.match(r"--[A-Za-z][\w-]*", argument):
             argument = match.group().replace("_", "-") + argument[match.end() :]
-        elif normal[-2:-1] in (["--model-arg"], ["--rerank-arg"]) and re.match(r"[\w-]+=", argument):
+        elif normal[-2:-1] and normal[-2] in REPEATED and re.match(r"[\w.-]+=", argument):
             normal.append(normal[-2])
         normal.append(argument)
     return normal
@@ -829,15 +973,19 @@ def _print_rows(rows: Sequence[dict[str, Any]], as_json: bool, verbose: bool, br
         return
     if verbose:
         for row in rows:
-            typer.echo(row["name"])
-            for name, value in row.items():
-                if name != "name" and value not in (None, {}, [], ""):
-                    typer.echo(f"    {name}: {_shown(value)}")
+            typer.echo(_details(row))
         return
     from tabulate import tabulate
 
     table = [[GAP if row[name] is None else row[name] for name in brief] for row in rows]
     typer.echo(tabulate(table, headers=list(brief), tablefmt="simple", disable_numparse=True))
+
+
+def _details(row: Mapping[str, Any]) -> str:
+    """The name of a row, and below it all that it says."""
+    said = {name: value for name, value in row.items() if name != "name" and value not in (None, {}, [], "")}
+    lines = (f"    {name}: {_shown(value)}".replace(": \n", ":\n") for name, value in said.items())
+    return "\n".join([row["name"], *lines])
 
 
 def _shown(value: Any) -> str:
@@ -847,7 +995,7 @@ def _shown(value: Any) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{k}: {v}" for k, v in value.items())
-    return str(value).rstrip()
+    return textwrap.indent(str(value).rstrip(), " " * 8).lstrip()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The plugin contract: the hooks that a module behind a `harness` entry point may implement.
 
 A plugin is any module (or object) with functions of these names marked `@hookimpl`; a hook may
-take any subset of the arguments. Return values are plain: models, tasks, suites, backends.
+take any subset of the arguments. Return values are plain: models, tasks, suites, backends, recipes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from harness.model import ModelSpec, RerankerSpec
     from harness.published import Reported
+    from harness.recipe import Recipe
     from harness.result import Result
     from harness.run import Run, Searcher
     from harness.task import Suite, Task
@@ -46,6 +47,11 @@ def harness_suites() -> Sequence[Suite]:  # type: ignore[empty-body]
 @hookspec
 def harness_searchers() -> Sequence[Searcher]:  # type: ignore[empty-body]
     """Search backends for `harness eval --searcher NAME`."""
+
+
+@hookspec
+def harness_recipes() -> Sequence[Recipe]:  # type: ignore[empty-body]
+    """Recipes for `harness train NAME`."""
 
 
 @hookspec

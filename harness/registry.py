@@ -15,6 +15,7 @@ from harness import hookspecs
 from harness.errors import HarnessError, PluginError, UnknownName
 from harness.model import ModelSpec, RerankerSpec
 from harness.published import Reported
+from harness.recipe import Recipe
 from harness.run import Searcher
 from harness.task import Suite, Task
 
@@ -25,6 +26,7 @@ KINDS: dict[str, type] = {
     "tasks": Task,
     "suites": Suite,
     "searchers": Searcher,
+    "recipes": Recipe,
 }
 
 
@@ -58,6 +60,7 @@ class Catalog:
     tasks: Mapping[str, Task]
     suites: Mapping[str, Suite]
     searchers: Mapping[str, Searcher]
+    recipes: Mapping[str, Recipe]
     plugins: tuple[PluginInfo, ...]
     manager: pluggy.PluginManager
 
@@ -72,6 +75,9 @@ class Catalog:
 
     def searcher(self, name: str) -> Searcher:
         return _get("searcher", name, self.searchers, self._failed)
+
+    def recipe(self, name: str) -> Recipe:
+        return _get("recipe", name, self.recipes, self._failed)
 
     def select(self, patterns: Iterable[str], suites: Iterable[str]) -> list[Task]:
         """The tasks that match any of the globs or belong to the suites, each once, in order."""

@@ -15,7 +15,7 @@ LAYERS = [
     {"metrics"},
     {"collection"},
     {"model", "run"},
-    {"task", "table", "published", "hub"},
+    {"task", "table", "published", "hub", "recipe"},
     {"exposure"},
     {"result"},
     {"hookspecs"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"encode"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
-    {"reproduce", "ablations"},
+    {"reproduce", "ablations", "train"},
     {"testing", "cli"},
 ]
 HEAVY = {

@@ -244,7 +244,8 @@ def test_help_and_lists_never_import_torch():
         import contextlib, io, sys
         from harness.cli import main
         for line in ("--help", "eval --help", "list models", "list tasks", "list suites", "list plugins",
-                     "list models --json", "list tasks --json", "list models -v", "list tasks -v"):
+                     "list recipes -v", "train --help", "list models --json", "list tasks --json",
+                     "list models -v", "list tasks -v"):
             sys.argv = ["harness", *line.split()]
             with contextlib.redirect_stdout(io.StringIO()):
                 try:

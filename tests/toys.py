@@ -214,6 +214,7 @@ def catalog(
         tasks={t.name: t for t in tasks},
         suites={"toys": Suite("toys", "Toys", columns)},
         searchers={"torch": TORCH},
+        recipes={},
         plugins=(),
         manager=manager,
     )

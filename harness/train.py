@@ -1,0 +1,338 @@
+"""Training: what a recipe's stages would do, and doing it, each finished stage kept under its digest.
+
+    results/training/mbeir-3c5f0a1b9d2e4f60/
+        model/  temperature.json     what the stage makes
+        manifest.json                written last: settings, fingerprints of inputs and outputs, command
+
+A digest counts the settings, the data and the artefacts that a stage reads, not the recipe: variants share
+their equal stages, and a changed input gives another folder to all that hangs on it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import __version__
+from harness.digest import Digests, digest
+from harness.errors import DataInvalid, DataMissing, HarnessError, PluginError
+from harness.evaluate import git_state
+from harness.files import require_writable, storage_error, write_text
+from harness.model import library_versions
+from harness.recipe import Recipe, Stage, StageRun
+from harness.records import as_record, read_json
+from harness.task import Need, missing
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+State = Literal["done", "to do", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """Where training reads and writes, and on what it runs; none of it changes an artefact's digest."""
+
+    data: Path
+    output_dir: Path
+    cache_dir: Path
+    device: str = "cpu"
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stage as it stands; `blocked` where something that it reads will not be there.
+
+    `made_of` and `folder` are None where missing data hide the digest. `reads` are the folders that play
+    its roles, `unfinished` the stages that it needs and that are not to be run either.
+    """
+
+    stage: Stage
+    state: State
+    inputs: Mapping[str, str]
+    """"query.jsonl" → there or missing; "model of nli" → its state."""
+    missing: tuple[Need, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    made_of: Mapping[str, Any] | None = None
+    folder: Path | None = None
+    reads: Mapping[str, Path] = field(default_factory=dict)
+
+
+def chosen(
+    recipe: Recipe, *, stage: str | None = None, first: str | None = None, last: str | None = None
+) -> list[str]:
+    """The names of one stage, or of those from the first to the last. Raises HarnessError."""
+    if stage is not None and (first is not None or last is not None):
+        raise HarnessError("--stage runs one stage: use it without --from and --until")
+    names = [each.name for each in recipe.stages]
+    start = names.index(recipe.stage(stage or first or names[0]).name)
+    stop = names.index(recipe.stage(stage or last or names[-1]).name)
+    if start > stop:
+        raise HarnessError(f"--from {names[start]} comes after --until {names[stop]} in {recipe.name}")
+    return names[start : stop + 1]
+
+
+def plan(recipe: Recipe, names: Sequence[str], options: TrainOptions) -> list[Planned]:
+    """How the stages of these names stand, in order, without running or writing anything.
+
+    Raises DataInvalid where an artefact that would be read is not what its stage made.
+    """
+    needed = set(names)
+    for stage in reversed(recipe.stages):
+        if stage.name in needed:
+            needed |= set(stage.needs.values())
+    digests = Digests(options.cache_dir / "digests.sqlite")
+    found: dict[str, Planned] = {}
+    for stage in recipe.stages:
+        if stage.name in needed:
+            found[stage.name] = _planned(stage, found, names, options, digests)
+    planned = [found[stage.name] for stage in recipe.stages if stage.name in names]
+    to_do = [each.stage for each in planned if each.state == "to do"]
+    for name in dict.fromkeys(name for stage in to_do for name in stage.needs.values()):
+        if found[name].state == "done":
+            _require_as_made(found[name], digests)
+    digests.save()
+    return planned
+
+
+def _planned(
+    stage: Stage, found: Mapping[str, Planned], names: Sequence[str], options: TrainOptions, digests: Digests
+) -> Planned:
+    data = stage.data(stage.settings)
+    gone = tuple(need for need in data if need.find(options.data) is None)
+    sources = {role: found[name] for role, name in stage.needs.items()}
+    reads = {role: source.folder for role, source in sources.items() if source.folder is not None}
+    made_of = None
+    if len(reads) == len(sources):
+        made_of = stage.fingerprint(_files(stage, options, digests), {r: f.name for r, f in reads.items()})
+        if any(not need.media for need in gone):
+            made_of = _recalled(made_of, options)
+    folder = None if made_of is None else options.output_dir / _folder_name(made_of)
+    unfinished = tuple(
+        s.stage.name for s in sources.values() if s.state != "done" and s.stage.name not in names
+    )
+    state: State = "to do"
+    if folder is not None and _manifest(folder) is not None:
+        state = "done"
+    elif gone or unfinished or any(source.state == "blocked" for source in sources.values()):
+        state = "blocked"
+    inputs = {str(need.path): "missing" if need in gone else "there" for need in data}
+    inputs |= {f"{role} of {source.stage.name}": source.state for role, source in sources.items()}
+    return Planned(stage, state, inputs, gone, unfinished, made_of, folder, reads)
+
+
+def _folder_name(made_of: Mapping[str, Any]) -> str:
+    return f"{made_of['stage']}-{digest(made_of)}"
+
+
+def _files(stage: Stage, options: TrainOptions, digests: Digests) -> dict[str, str]:
+    """The digests of the data that are there but for media, which are only looked for."""
+    found: dict[str, str] = {}
+    for need in stage.data(stage.settings):
+        place = need.find(options.data)
+        if place is None or need.media:
+            continue
+        name = need.path.name if need.path.is_absolute() else need.path.as_posix()
+        try:
+            found |= digests.tree([(name, place)])
+        except OSError as error:
+            raise DataInvalid(f"{place} cannot be read ({(error.strerror or '').lower()})") from error
+    return found
+
+
+def _recalled(made_of: Mapping[str, Any], options: TrainOptions) -> dict[str, Any] | None:
+    """What the one finished artefact of this stage was made of, all else being equal: its data may
+    be put away. None where there is no such artefact, or several."""
+    found = []
+    for path in options.output_dir.glob(f"{made_of['stage']}-*/{MANIFEST}"):
+        stored = _manifest(path.parent)
+        if stored is not None:
+            known = stored["made_of"]
+            if known == {**made_of, "files": {**known["files"], **made_of["files"]}}:
+                found.append(known)
+    return found[0] if len(found) == 1 else None
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """What the stage wrote about itself; None where it is not finished. Raises DataInvalid."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = as_record(read_json(path), str(path))
+        made_of, outputs = manifest.record("made_of"), manifest.record("outputs")
+        for name in ("settings", "needs", "files"):
+            made_of.record(name)
+        stage = made_of.text("stage")
+    except DataInvalid as error:
+        raise DataInvalid(f"{error}: delete {folder}, to make it again") from error
+    if _folder_name(made_of.fields) != folder.name:
+        raise DataInvalid(
+            f"{path} is that of another artefact of stage {stage} ({_folder_name(made_of.fields)}):"
+            f" {folder} was copied, renamed or edited; delete it, to make it again"
+        )
+    return {"made_of": dict(made_of.fields), "outputs": dict(outputs.fields)}
+
+
+def _require_as_made(each: Planned, digests: Digests) -> None:
+    """Raise DataInvalid unless a finished stage's artefact is there, and as the stage left it."""
+    assert each.folder is not None
+    manifest = _manifest(each.folder)
+    assert manifest is not None
+    for name in each.stage.makes:
+        place = each.folder / name
+        if not place.exists():
+            wrong = "is gone"
+        elif digests.tree([(name, place)])[name] != manifest["outputs"].get(name):
+            wrong = f"is not what stage {each.stage.name} made"
+        else:
+            continue
+        raise DataInvalid(f"{place} {wrong}: delete {each.folder}, to make it again")
+
+
+def train(
+    recipe: Recipe, planned: Sequence[Planned], options: TrainOptions, *, tell: Callable[[str], None]
+) -> None:
+    """Run the stages that are not done, in order; one that was stopped goes on in its folder.
+
+    Raises DataMissing with all that any of them lacks before the first one runs.
+    """
+    _require_ready(recipe, planned, options)
+    if any(each.state == "to do" for each in planned):
+        require_writable(options.output_dir, "the output folder")
+    digests = Digests(options.cache_dir / "digests.sqlite")
+    for number, each in enumerate(planned, 1):
+        clock = time.perf_counter()
+        if each.state == "done":
+            line = f"finished before, in {each.folder}"
+        else:
+            if not options.quiet:
+                steps = each.stage.estimate(each.stage.settings).steps
+                tell(f"{each.stage.name}: {each.stage.title}, {steps:,} steps, in {each.folder}")
+            try:
+                _make(recipe, each, options, digests, tell)
+            except KeyboardInterrupt:
+                tell(
+                    f"interrupted in {each.stage.name}: finished stages are kept, and what it saved in"
+                    f" {each.folder}; the same command goes on from there"
+                )
+                raise
+            line = f"done in {time.perf_counter() - clock:,.0f} s"
+        if not options.quiet:
+            tell(f"{each.stage.name} ({number} of {len(planned)}): {line}")
+
+
+def _require_ready(recipe: Recipe, planned: Sequence[Planned], options: TrainOptions) -> None:
+    blocked = [each for each in planned if each.state == "blocked"]
+    line = missing((need for each in blocked for need in each.missing), options.data)
+    lines = [] if line is None else [line]
+    for each in blocked:
+        lines += [
+            f"stage {each.stage.name} needs {name}, which is not finished"
+            f" (harness train {recipe.name} --until {name}, with the same settings)"
+            for name in each.unfinished
+        ]
+    if lines:
+        raise DataMissing("; ".join(lines))
+
+
+def _make(
+    recipe: Recipe, each: Planned, options: TrainOptions, digests: Digests, tell: Callable[[str], None]
+) -> None:
+    """Run a stage and write its manifest, unless another run of it was faster."""
+    assert each.folder is not None
+    stage, folder = each.stage, each.folder
+    with _alone(folder):
+        if (folder / MANIFEST).exists():
+            return
+        _require_unchanged(each, options, digests)
+        started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+        try:
+            stage.run(
+                StageRun(
+                    settings=stage.settings,
+                    folder=folder,
+                    inputs=each.reads,
+                    data=options.data,
+                    device=options.device,
+                    quiet=options.quiet,
+                    tell=tell,
+                )
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise storage_error(folder, error) from error
+        _require_unchanged(each, options, digests)
+        manifest = {
+            "made_of": each.made_of,
+            "outputs": _outputs(recipe, stage, folder, digests),
+            "recipe": recipe.name,
+            "device": options.device,
+            **_provenance(),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - clock, 1),
+        }
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _provenance() -> dict[str, Any]:
+    libraries = library_versions("torch", "transformers", "peft", "numpy")
+    return {
+        "command": shlex.join(["harness", *sys.argv[1:]]),
+        "versions": {"harness": __version__, "python": platform.python_version(), **libraries},
+        "git": git_state(),
+    }
+
+
+def _outputs(recipe: Recipe, stage: Stage, folder: Path, digests: Digests) -> dict[str, str]:
+    """The digests of what a stage made. Raises PluginError where it made less than it says."""
+    lacking = [name for name in stage.makes if not (folder / name).exists()]
+    if lacking:
+        raise PluginError(
+            f"recipe {recipe.name!r}: stage {stage.name} ended without {', '.join(lacking)} in {folder}"
+        )
+    outputs = digests.tree((name, folder / name) for name in stage.makes)
+    digests.save()
+    return outputs
+
+
+def _require_unchanged(each: Planned, options: TrainOptions, digests: Digests) -> None:
+    """Raise DataInvalid where data changed since they were fingerprinted."""
+    known = (each.made_of or {})["files"]
+    now = _files(each.stage, options, digests)
+    changed = [name for name in known if known[name] != now.get(name)]
+    if changed:
+        raise DataInvalid(
+            f"{', '.join(str(options.data / name) for name in changed)} changed after stage"
+            f" {each.stage.name} was planned: run the same command again"
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a stage's folder, so that two runs that share the stage do not write into each other's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HarnessError(
+                f"{folder} is being made by another run: wait for it, or choose another --output-dir"
+            ) from None
+        yield
