@@ -1,0 +1,1 @@
+"""What trains a retriever, whatever its architecture: losses, and the gradient of a large batch."""
