@@ -200,19 +200,24 @@ class _Plan:
     def _parts(self, query: int, budget: int) -> Iterator[tuple[list[int], int]]:
         if self.frontend.listwise:
             places = np.flatnonzero(self.asked.rows[query] >= 0).tolist()
-            yield places, self.frontend.cost(self.ask(query, places))
+            yield places, self._cost(query, places)
             return
         part: list[int] = []
-        total = 0
+        total = first = 0
         for place in np.flatnonzero(self.unknown[query]).tolist():
-            cost = self.frontend.cost(self.ask(query, [place]))
+            # What all candidates share may be run once: a further one costs what it adds to the first
+            cost = self._cost(query, [part[0], place]) - first if part else self._cost(query, [place])
             if part and total + cost > budget:
                 yield part, total
-                part, total = [], 0
+                part, total, cost = [], 0, self._cost(query, [place])
+            first = first if part else cost
             part.append(place)
             total += cost
         if part:
             yield part, total
+
+    def _cost(self, query: int, places: Sequence[int]) -> int:
+        return self.frontend.cost(self.ask(query, places))
 
 
 def _score_all(

@@ -270,7 +270,7 @@ def check_reranker(spec: RerankerSpec, folder: Path) -> None:
     )
     items = sample_items(folder / "media", frontend)
     candidates = tuple(dataclasses.replace(i, role="candidate", instruction=None) for i in items)
-    asks = [Ask(query, candidates[n : n + 3] or candidates[:3]) for n, query in enumerate(items)]
+    asks = [Ask(query, (candidates * 2)[n : n + 3]) for n, query in enumerate(items)]
     reranker = pickle.loads(pickle.dumps(frontend)).load("cpu")
     for ask in asks:
         cost = frontend.cost(ask)

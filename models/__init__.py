@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.hookspecs import hookimpl
-from harness.model import ModelSpec
+from harness.model import ModelSpec, RerankerSpec
 
 from .baselines import CONSTANT, ORACLE, RANDOM
 from .clip import CLIP
 from .conse import CONSE
 from .lamra import LAMRA_RET, LAMRA_RET_QWEN25VL
 from .minilm import MINILM
+from .rerankers import LAMRA_RANK, LAMRA_RANK_QWEN25VL, UMARVEL_RERANK
 from .umarvel import UMARVEL, UMARVEL_QWEN3VL_4B
 from .umarvel.ablations import ABLATIONS
 
@@ -20,8 +21,14 @@ MODELS = (
     *(LAMRA_RET, LAMRA_RET_QWEN25VL),
     *(CONSE, CLIP, MINILM, RANDOM, ORACLE, CONSTANT),
 )
+RERANKERS = (UMARVEL_RERANK, LAMRA_RANK, LAMRA_RANK_QWEN25VL)
 
 
 @hookimpl
 def harness_models() -> Sequence[ModelSpec]:
     return MODELS
+
+
+@hookimpl
+def harness_rerankers() -> Sequence[RerankerSpec]:
+    return RERANKERS

@@ -125,6 +125,27 @@ def test_a_listwise_reranker_sees_whole_lists_in_order(tmp_path):
     assert len(log.read_text().split()) == 12 * 5 + 12 * 4
 
 
+class Sharing(ToyRanker):
+    """Runs the query, 100 tokens, once for all candidates of an ask."""
+
+    def cost(self, ask):
+        return 100 + 10 * len(ask.candidates)
+
+    def prepare(self, asks):
+        with self.log.open("a") as log:
+            log.write(" ".join(str(len(ask.candidates)) for ask in asks) + "\n")
+        return ToyRanker(self.name).prepare(asks)
+
+    def score(self, batch):
+        return ToyRanker(self.name).score(batch)
+
+
+def test_what_candidates_share_counts_once_when_batches_are_cut(tmp_path):
+    evaluated(tmp_path, Sharing(log=tmp_path / "log"), batch_tokens=130)
+    # 100 + 3 · 10 tokens are within 130
+    assert (tmp_path / "log").read_text().splitlines() == ["3", "2"] * 12
+
+
 @pytest.mark.parametrize("listwise", [False, True])
 def test_what_does_not_fit_in_memory_is_halved(tmp_path, listwise):
     small = ToyRanker(fits=5, listwise=listwise)
