@@ -1,0 +1,168 @@
+"""What several commands share: options, the catalog of plugins, and how rows are printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.registry import Catalog
+    from harness.result import Result
+    from harness.task import Suite, Task
+
+GAP = "–"
+DEFAULT_RUNS = Path("results/runs")
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="The model; see 'harness list models'.")]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", metavar="KEY=VALUE", help="An option of the model; repeatable."),
+]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option("--tasks", "-t", help="Tasks: names or globs, separated by commas; repeatable."),
+]
+SuiteNames = Annotated[
+    list[str] | None, typer.Option("--suite", "-s", help="Suites, separated by commas; repeatable.")
+]
+Data = Annotated[Path, typer.Option("--data", envvar="HARNESS_DATA", help="The data root.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Where results go.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        envvar="HARNESS_CACHE",
+        help="For embeddings, file digests and tables; default: ~/.cache/umr-harness.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
+Split = Annotated[str | None, typer.Option(help="The split; default: the one that the task is published on.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no closing remarks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Runs = Annotated[
+    list[Path] | None, typer.Option("--runs", help="Result folders; repeatable. Default: results/runs.")
+]
+LowestGrade = Annotated[
+    str,
+    typer.Option(
+        "--grade", help="Lowest grade of published numbers: A first-hand, B extracted, C second-hand."
+    ),
+]
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def installed(*, warn: bool = True) -> Catalog:
+    from harness.registry import load_catalog
+
+    catalog = load_catalog()
+    for plugin in catalog.plugins if warn else ():
+        if plugin.error:
+            last = plugin.error.strip().splitlines()[-1]
+            say(f"warning: plugin {plugin.name} could not be loaded ({last}); see 'harness list plugins'")
+    return catalog
+
+
+def usable_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HarnessError(f"device {name!r} cannot be used ({reason}): choose cpu, or auto") from error
+    return name
+
+
+def size_in_bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", size.strip(), re.IGNORECASE)
+    if not match:
+        raise HarnessError(f"--search-memory {size!r} is not a size: write 512M or 2G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def words(names: Sequence[str] | None) -> list[str]:
+    return [part.strip() for name in names or () for part in name.split(",") if part.strip()]
+
+
+def options_of(given: Sequence[str] | None, flag: str = "--model-arg") -> dict[str, str]:
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise HarnessError(f"{flag} {text!r} is not of the form KEY=VALUE")
+        pairs[name.strip().replace("_", "-")] = value
+    return pairs
+
+
+def chosen_suites(
+    catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str] | None, chosen: Sequence[Task]
+) -> list[Suite]:
+    from harness.leaderboard import tasks_suite
+
+    named = [catalog.suite(name) for name in words(suites)]
+    covered = {name for suite in named for name in suite.tasks}
+    loose = [task for task in chosen if task.name not in covered]
+    return [*named, tasks_suite(loose)] if loose else named
+
+
+def stored_results(folders: Sequence[Path]) -> list[Result]:
+    from harness.result import read_results
+
+    results = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise HarnessError(
+                f"there is no results folder {folder}: run 'harness eval', or name one with --runs"
+            )
+        results += read_results(folder)
+    return results
+
+
+def print_rows(rows: Sequence[dict[str, Any]], as_json: bool, verbose: bool, brief: Sequence[str]) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if verbose:
+        for row in rows:
+            typer.echo(details(row))
+        return
+    from tabulate import tabulate
+
+    table = [[GAP if row[name] is None else row[name] for name in brief] for row in rows]
+    typer.echo(tabulate(table, headers=list(brief), tablefmt="simple", disable_numparse=True))
+
+
+def details(row: Mapping[str, Any]) -> str:
+    """The name of a row, and below it all that it says."""
+    said = {name: value for name, value in row.items() if name != "name" and value not in (None, {}, [], "")}
+    lines = (f"    {name}: {_shown(value)}".replace(": \n", ":\n") for name, value in said.items())
+    return "\n".join([row["name"], *lines])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "".join(f"\n        {json.dumps(v, ensure_ascii=False)}" for v in value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return textwrap.indent(str(value).rstrip(), " " * 8).lstrip()
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
