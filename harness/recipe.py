@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, PluginError, UnknownName
+from harness.ranks import Ranks
 
 if TYPE_CHECKING:
-    from harness.task import Need
+    from harness.encode import EngineOptions
+    from harness.task import Need, Protocol, Task
 
 Setting = int | float | str | bool | None
 Settings = Mapping[str, Setting]
@@ -41,6 +43,15 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """Tasks whose collections a stage trains on, or mines in: globs, separated by commas, of which those
+    behind a ! leave tasks out; and under which protocol."""
+
+    tasks: str
+    protocol: Protocol
+
+
+@dataclass(frozen=True, slots=True)
 class StageRun:
     """What a stage is given to run: its settings, and where to read and write."""
 
@@ -50,8 +61,12 @@ class StageRun:
     inputs: Mapping[str, Path]
     """Role → the folder of the finished stage that plays it."""
     data: Path
-    device: str
-    quiet: bool
+    output_dir: Path
+    cache_dir: Path
+    tasks: Callable[[str], Sequence[Task]]
+    """Those that `Use.tasks` means."""
+    engine: EngineOptions
+    ranks: Ranks
     tell: Callable[[str], None]
 
 
@@ -59,19 +74,22 @@ class StageRun:
 class Stage:
     """One step of a recipe: what it reads, makes and costs.
 
-    `data(settings)` lists the files that it reads below the data root. `needs` are the earlier stages
-    whose artefacts it reads, by the role that they play (MODEL: its checkpoint). `run` writes `makes`,
-    files or folders, into its own folder. `objective` says what is minimised.
+    `uses(settings)` are the tasks that it trains on, `data(settings)` other files that it reads below the
+    data root. `needs` are the earlier stages whose artefacts it reads, by the role that they play (MODEL:
+    its checkpoint). `run` writes `makes`, files or folders, into its own folder; under a launcher every
+    rank runs it, and the first alone writes what several would write alike. `objective` says what is
+    minimised.
     """
 
     name: str
     title: str
-    data: Callable[[Settings], Sequence[Need]]
     objective: str
     settings: Settings
     makes: tuple[str, ...]
     run: Callable[[StageRun], None]
     estimate: Callable[[Settings], Estimate]
+    uses: Callable[[Settings], Sequence[Use]] = lambda settings: ()
+    data: Callable[[Settings], Sequence[Need]] = lambda settings: ()
     needs: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
     """Suite → published average of the model that it makes, in [0, 1]."""
@@ -80,12 +98,14 @@ class Stage:
     version: int = 1
     """Raise it when its code changes what it makes."""
 
-    def fingerprint(self, files: Mapping[str, str], needs: Mapping[str, str]) -> dict[str, Any]:
+    def fingerprint(
+        self, files: Mapping[str, str], needs: Mapping[str, str], tasks: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
         """All that its artefact depends on, in JSON: the same in every recipe that has this stage.
 
-        `files` are the digests of its data, `needs` the artefacts that play its roles. The function
-        counts by package and name: another one in its place makes another artefact, and a module
-        that moves does not.
+        `files` are the digests of its data, `needs` the artefacts that play its roles, `tasks` those that
+        it uses and their versions. The function counts by package and name: another one in its place
+        makes another artefact, and a module that moves does not.
         """
         package = self.run.__module__.partition(".")[0]
         return {
@@ -93,6 +113,7 @@ class Stage:
             "code": f"{package}:{self.run.__qualname__}:{self.version}",
             "settings": dict(self.settings),
             "needs": dict(needs),
+            "tasks": dict(tasks or {}),
             "files": dict(files),
         }
 
@@ -151,7 +172,9 @@ def configured(
 
 def alike(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes train the same."""
-    trained = [[(s.fingerprint({}, s.needs), s.data) for s in recipe.stages] for recipe in (one, other)]
+    trained = [
+        [(s.fingerprint({}, s.needs), s.uses, s.data) for s in recipe.stages] for recipe in (one, other)
+    ]
     return trained[0] == trained[1]
 
 

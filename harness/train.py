@@ -13,26 +13,29 @@ from __future__ import annotations
 import datetime
 import errno
 import fcntl
+import fnmatch
 import json
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness import __version__
 from harness.digest import Digests, digest
-from harness.errors import DataInvalid, DataMissing, HarnessError, PluginError
+from harness.encode import EngineOptions
+from harness.errors import DataInvalid, DataMissing, HarnessError, PluginError, UnknownName
 from harness.evaluate import git_state
 from harness.files import require_writable, storage_error, write_text
 from harness.model import library_versions
+from harness.ranks import Ranks
 from harness.recipe import Recipe, Stage, StageRun
 from harness.records import as_record, read_json
-from harness.task import Need, missing
+from harness.task import Need, Protocol, Task, missing
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -46,8 +49,24 @@ class TrainOptions:
     data: Path
     output_dir: Path
     cache_dir: Path
-    device: str = "cpu"
-    quiet: bool = False
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    """All that are installed."""
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def chosen(self, globs: str) -> list[Task]:
+        """What `Use.tasks` means, in the order of the globs. Raises UnknownName for one that means none."""
+        found: dict[str, Task] = {}
+        for glob in filter(None, (each.strip() for each in globs.split(","))):
+            names = fnmatch.filter(self.tasks, glob.removeprefix("!"))
+            if not names:
+                raise UnknownName("task", glob.removeprefix("!"), self.tasks)
+            for name in names:
+                if glob.startswith("!"):
+                    found.pop(name, None)
+                else:
+                    found[name] = self.tasks[name]
+        return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +128,16 @@ def plan(recipe: Recipe, names: Sequence[str], options: TrainOptions) -> list[Pl
 def _planned(
     stage: Stage, found: Mapping[str, Planned], names: Sequence[str], options: TrainOptions, digests: Digests
 ) -> Planned:
-    data = stage.data(stage.settings)
+    tasks = _tasks(stage, options)
+    data = _needs(stage, tasks)
     gone = tuple(need for need in data if need.find(options.data) is None)
     sources = {role: found[name] for role, name in stage.needs.items()}
     reads = {role: source.folder for role, source in sources.items() if source.folder is not None}
     made_of = None
     if len(reads) == len(sources):
-        made_of = stage.fingerprint(_files(stage, options, digests), {r: f.name for r, f in reads.items()})
+        versions = {task.name: task.version for _, task in tasks}
+        roles = {role: folder.name for role, folder in reads.items()}
+        made_of = stage.fingerprint(_files(data, options, digests), roles, versions)
         if any(not need.media for need in gone):
             made_of = _recalled(made_of, options)
     folder = None if made_of is None else options.output_dir / _folder_name(made_of)
@@ -136,10 +158,21 @@ def _folder_name(made_of: Mapping[str, Any]) -> str:
     return f"{made_of['stage']}-{digest(made_of)}"
 
 
-def _files(stage: Stage, options: TrainOptions, digests: Digests) -> dict[str, str]:
+def _tasks(stage: Stage, options: TrainOptions) -> list[tuple[Protocol, Task]]:
+    """The tasks that a stage uses."""
+    return [(use.protocol, task) for use in stage.uses(stage.settings) for task in options.chosen(use.tasks)]
+
+
+def _needs(stage: Stage, tasks: Sequence[tuple[Protocol, Task]]) -> list[Need]:
+    """All files that it reads, each once."""
+    of_tasks = (need for protocol, task in tasks for need in task.needs(protocol))
+    return list(dict.fromkeys([*of_tasks, *stage.data(stage.settings)]))
+
+
+def _files(needs: Sequence[Need], options: TrainOptions, digests: Digests) -> dict[str, str]:
     """The digests of the data that are there but for media, which are only looked for."""
     found: dict[str, str] = {}
-    for need in stage.data(stage.settings):
+    for need in needs:
         place = need.find(options.data)
         if place is None or need.media:
             continue
@@ -217,7 +250,7 @@ def train(
         if each.state == "done":
             line = f"finished before, in {each.folder}"
         else:
-            if not options.quiet:
+            if not options.engine.quiet:
                 steps = each.stage.estimate(each.stage.settings).steps
                 tell(f"{each.stage.name}: {each.stage.title}, {steps:,} steps, in {each.folder}")
             try:
@@ -229,7 +262,7 @@ def train(
                 )
                 raise
             line = f"done in {time.perf_counter() - clock:,.0f} s"
-        if not options.quiet:
+        if not options.engine.quiet:
             tell(f"{each.stage.name} ({number} of {len(planned)}): {line}")
 
 
@@ -250,45 +283,63 @@ def _require_ready(recipe: Recipe, planned: Sequence[Planned], options: TrainOpt
 def _make(
     recipe: Recipe, each: Planned, options: TrainOptions, digests: Digests, tell: Callable[[str], None]
 ) -> None:
-    """Run a stage and write its manifest, unless another run of it was faster."""
+    """Run a stage on all ranks and write its manifest, unless another run of it was faster."""
     assert each.folder is not None
-    stage, folder = each.stage, each.folder
-    with _alone(folder):
-        if (folder / MANIFEST).exists():
+    first = options.ranks.rank == 0
+    with _alone(each.folder) if first else nullcontext():
+        options.ranks.wait(options.engine.device)
+        if (each.folder / MANIFEST).exists():
             return
         _require_unchanged(each, options, digests)
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-        try:
-            stage.run(
-                StageRun(
-                    settings=stage.settings,
-                    folder=folder,
-                    inputs=each.reads,
-                    data=options.data,
-                    device=options.device,
-                    quiet=options.quiet,
-                    tell=tell,
-                )
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise storage_error(folder, error) from error
+        _run(each.stage, each.folder, each.reads, options, tell)
+        options.ranks.wait(options.engine.device)
+        if not first:
+            return
         _require_unchanged(each, options, digests)
         manifest = {
             "made_of": each.made_of,
-            "outputs": _outputs(recipe, stage, folder, digests),
+            "outputs": _outputs(recipe, each.stage, each.folder, digests),
             "recipe": recipe.name,
-            "device": options.device,
+            "device": options.engine.device,
+            "ranks": options.ranks.count,
             **_provenance(),
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - clock, 1),
         }
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_text(each.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _run(
+    stage: Stage,
+    folder: Path,
+    inputs: Mapping[str, Path],
+    options: TrainOptions,
+    tell: Callable[[str], None],
+) -> None:
+    """Raises StorageError where the disk is full; what was saved before is whole."""
+    run = StageRun(
+        settings=stage.settings,
+        folder=folder,
+        inputs=inputs,
+        data=options.data,
+        output_dir=options.output_dir,
+        cache_dir=options.cache_dir,
+        tasks=options.chosen,
+        engine=options.engine,
+        ranks=options.ranks,
+        tell=tell,
+    )
+    try:
+        stage.run(run)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise storage_error(folder, error) from error
 
 
 def _provenance() -> dict[str, Any]:
-    libraries = library_versions("torch", "transformers", "peft", "numpy")
+    libraries = library_versions("torch", "transformers", "peft", "accelerate", "numpy")
     return {
         "command": shlex.join(["harness", *sys.argv[1:]]),
         "versions": {"harness": __version__, "python": platform.python_version(), **libraries},
@@ -311,7 +362,7 @@ def _outputs(recipe: Recipe, stage: Stage, folder: Path, digests: Digests) -> di
 def _require_unchanged(each: Planned, options: TrainOptions, digests: Digests) -> None:
     """Raise DataInvalid where data changed since they were fingerprinted."""
     known = (each.made_of or {})["files"]
-    now = _files(each.stage, options, digests)
+    now = _files(_needs(each.stage, _tasks(each.stage, options)), options, digests)
     changed = [name for name in known if known[name] != now.get(name)]
     if changed:
         raise DataInvalid(

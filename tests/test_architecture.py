@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
-    {"content", "files", "progress", "compat"},
+    {"content", "files", "progress", "compat", "ranks"},
     {"digest", "media", "records", "unpickle"},
     {"metrics"},
     {"collection"},

@@ -193,7 +193,7 @@ from harness.recipe import Estimate, Recipe, Stage
 
 @hookimpl
 def harness_recipes():
-    stage = Stage("a", "A", lambda s: [], "-", {}, ("x",), print, lambda s: Estimate(1, 1, 1, 1))
+    stage = Stage("a", "A", "-", {}, ("x",), print, lambda s: Estimate(1, 1, 1, 1))
     return [Recipe("clash", "R", (stage,))]
 """
 

@@ -18,6 +18,7 @@ import pytest
 from test_recipe import TOY, stage, write
 
 from harness import files, train
+from harness.encode import EngineOptions
 from harness.errors import DataInvalid, DataMissing, HarnessError, PluginError, StorageError
 from harness.recipe import MODEL, Recipe, configured, vary, without
 from harness.registry import load_catalog
@@ -32,7 +33,7 @@ def options(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("nli", "mbeir"):
         (tmp_path / "data" / f"{name}.txt").write_text(name)
-    return TrainOptions(tmp_path / "data", tmp_path / "out", tmp_path / "cache", quiet=True)
+    return TrainOptions(tmp_path / "data", tmp_path / "out", tmp_path / "cache", EngineOptions(quiet=True))
 
 
 def run(recipe, options, *, tell=lambda line: None, **selection):
@@ -61,7 +62,7 @@ def instead(recipe, name, **fields):
 
 def test_stages_run_in_order_each_on_what_it_needs_and_then_never_again(options):
     said = []
-    loud = replace(options, quiet=False)
+    loud = replace(options, engine=EngineOptions())
     assert set(states(TOY, options).values()) == {"to do"}
     assert not options.output_dir.exists()
     assert run(TOY, loud, tell=said.append) == NAMES
@@ -86,6 +87,7 @@ def test_a_manifest_says_what_an_artefact_was_made_of_and_by_whom(options, monke
         "code": "test_recipe:write:1",
         "settings": dict(TOY.stage("mbeir").settings),
         "needs": {MODEL: folder(options, "cc3m").name},
+        "tasks": {},
         "files": {"mbeir.txt": manifest["made_of"]["files"]["mbeir.txt"]},
     }
     assert set(manifest["outputs"]) == {"out.txt"}
@@ -344,9 +346,9 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_train import NAMES, TOY, TrainOptions, instead, plan, stuck, train
+from test_train import NAMES, TOY, EngineOptions, TrainOptions, instead, plan, stuck, train
 
-options = TrainOptions(*map(Path, sys.argv[1:]), quiet=True)
+options = TrainOptions(*map(Path, sys.argv[1:]), EngineOptions(quiet=True))
 recipe = instead(TOY, "mbeir", run=stuck)
 train.train(recipe, plan(recipe, NAMES, options), options, tell=print)
 """

@@ -17,6 +17,7 @@ from harness.errors import HarnessError, UnknownName
 
 from .app import app
 from .shared import (
+    BatchTokens,
     CacheDir,
     Data,
     Device,
@@ -28,6 +29,7 @@ from .shared import (
     SuiteNames,
     TaskNames,
     Verbose,
+    Workers,
     chosen_suites,
     installed,
     options_of,
@@ -58,13 +60,6 @@ class Overwrite(StrEnum):
     only_cache = "only-cache"
 
 
-BatchTokens = Annotated[
-    int | None,
-    typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens; default by the device."),
-]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that decode and tokenise; default by the machine.")
-]
 SearcherName = Annotated[str, typer.Option("--searcher", help="Search backend: torch, faiss, or a plugin's.")]
 SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, such as 512M or 2G.")]
 Profile = Annotated[str, typer.Option("--prompt-profile", help="Whose prompts.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import typer
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.ranks import Ranks
     from harness.registry import Catalog
     from harness.result import Result
     from harness.task import Suite, Task
@@ -44,6 +46,13 @@ CacheDir = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens; default by the device."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that decode and tokenise; default by the machine.")
+]
 Split = Annotated[str | None, typer.Option(help="The split; default: the one that the task is published on.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no closing remarks.")]
@@ -74,11 +83,14 @@ def installed(*, warn: bool = True) -> Catalog:
     return catalog
 
 
-def usable_device(name: str) -> str:
+def usable_device(name: str, ranks: Ranks | None = None) -> str:
+    """The device that a name means, of several ranks this one's own. Raises HarnessError."""
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks is not None and ranks.count > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', ranks.rank)}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

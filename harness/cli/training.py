@@ -13,7 +13,7 @@ from harness import files
 from harness.errors import HarnessError
 
 from .app import app
-from .shared import GAP, Data, Device, Quiet, installed, say, usable_device
+from .shared import GAP, BatchTokens, Data, Device, Quiet, Workers, installed, say, usable_device
 
 if TYPE_CHECKING:
     from harness.recipe import Recipe, Setting
@@ -37,6 +37,8 @@ def train(
         Path, typer.Option("--output-dir", "-o", help="Where the artefacts of stages go.")
     ] = Path("results/training"),
     device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how the stages stand, what they lack and cost.")
     ] = False,
@@ -48,21 +50,27 @@ def train(
     again; to free space, delete what it made but leave its manifest.json.
     """
     from harness import train as training
+    from harness.encode import EngineOptions, default_batch_tokens
+    from harness.ranks import Ranks
 
-    recipe = _configured(installed(), name, preset, settings)
+    catalog, ranks = installed(), Ranks.of()
+    recipe = _configured(catalog, name, preset, settings)
     names = training.chosen(recipe, stage=stage, first=first, last=last)
-    options = training.TrainOptions(
-        data, output_dir, files.cache_dir(), device if dry_run else usable_device(device), quiet
-    )
+    if not dry_run:
+        device = usable_device(device, ranks)
+    alone = ranks.rank == 0
+    engine = EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet or not alone)
+    options = training.TrainOptions(data, output_dir, files.cache_dir(), engine, catalog.tasks, ranks)
     try:
         planned = training.plan(recipe, names, options)
         if dry_run:
             _print_training(planned, data)
             return
-        training.train(recipe, planned, options, tell=say)
+        training.train(recipe, planned, options, tell=say if alone else lambda line: None)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    typer.echo(planned[-1].folder)
+    if alone:
+        typer.echo(planned[-1].folder)
 
 
 def _configured(catalog: Catalog, name: str, preset: str | None, given: Sequence[str] | None) -> Recipe:

@@ -1,0 +1,52 @@
+"""The processes that a launcher started for one job, each with a device of its own.
+
+torchrun --nproc-per-node 8 …   ->   Ranks(rank=0, count=8) … Ranks(rank=7, count=8)
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.errors import HarnessError
+
+PATIENCE = datetime.timedelta(days=7)
+"""One rank may search or score for long while the others wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which of so many processes this is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Ranks:
+        """As torchrun and `accelerate launch` say it. Raises HarnessError where that is nonsense."""
+        said = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
+        try:
+            rank, count = map(int, said)
+        except ValueError:
+            rank, count = -1, 0
+        if not 0 <= rank < count:
+            raise HarnessError(
+                f"RANK={said[0]} and WORLD_SIZE={said[1]} are no rank of a launch: start all processes with"
+                " torchrun or accelerate launch, or unset both"
+            )
+        return cls(rank, count)
+
+    def wait(self, device: str) -> None:
+        """Return when all ranks are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+            if state.num_processes != self.count:
+                raise HarnessError(
+                    f"the launcher announced {self.count} processes (WORLD_SIZE) and"
+                    f" {state.num_processes} came together: start them all with the same command"
+                )
+            state.wait_for_everyone()
