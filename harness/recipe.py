@@ -66,6 +66,8 @@ class StageRun:
     tasks: Callable[[str], Sequence[Task]]
     """Those that `Use.tasks` means."""
     engine: EngineOptions
+    chunk: int
+    """How many sequences have their activations in memory at a time; changes nothing but that."""
     ranks: Ranks
     tell: Callable[[str], None]
 

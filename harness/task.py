@@ -195,6 +195,9 @@ class Task:
     """`convert(data_root)` rewrites an original file that is not read as it is (a pickle) beside
     itself, and gives a line for each thing done."""
 
+    wordings: Callable[[Path, Protocol], tuple[str, ...]] | None = None
+    rows: Callable[[Path, Protocol], Sequence[str]] | None = None
+
     @property
     def headline(self) -> Metric:
         return self.metrics[0]

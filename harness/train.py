@@ -52,6 +52,7 @@ class TrainOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     tasks: Mapping[str, Task] = field(default_factory=dict)
     """All that are installed."""
+    chunk: int = 32
     ranks: Ranks = field(default_factory=Ranks)
 
     def chosen(self, globs: str) -> list[Task]:
@@ -327,6 +328,7 @@ def _run(
         cache_dir=options.cache_dir,
         tasks=options.chosen,
         engine=options.engine,
+        chunk=options.chunk,
         ranks=options.ranks,
         tell=tell,
     )

@@ -115,8 +115,8 @@ class Checkpoint:
     fingerprint: str
 
     @classmethod
-    def at(cls, path: str, revision: str, base: str, *, architecture: str) -> Checkpoint:
-        """A folder or a repository of the hub, whose weights are not read yet.
+    def at(cls, path: str, revision: str, base: str, *, architecture: str | None) -> Checkpoint:
+        """A folder or a repository of the hub, of an architecture or of any, whose weights are not read yet.
 
         `base` overrides what an adapter says of its own. Raises CheckpointMissing, HarnessError.
         """
@@ -127,12 +127,14 @@ class Checkpoint:
         under = None if adapter is None else _base(place, adapter, base)
         config = _required(under or place, CONFIG)
         found = config.get("model_type")
-        if found != architecture:
-            raise CheckpointMissing(f"{under or place} holds a model of type {found!r}, not {architecture!r}")
+        known = _CLASSES if architecture is None else (architecture,)
+        if found not in known:
+            wanted = " or ".join(map(repr, known))
+            raise CheckpointMissing(f"{under or place} holds a model of type {found!r}, not {wanted}")
         prints = [_fingerprint(place, _MODEL_WEIGHTS if under is None else _ADAPTER_WEIGHTS)]
         if under is not None:
             prints.append(_fingerprint(under, _MODEL_WEIGHTS))
-        return cls(place, under, architecture, " on ".join(prints))
+        return cls(place, under, str(found), " on ".join(prints))
 
     @property
     def whole(self) -> Place:

@@ -121,7 +121,7 @@ class QwenFrontend:
 
     def load(self, device: str) -> QwenEmbedder:
         model = self.checkpoint.load(self.spec.dtype).model.to(device)
-        return QwenEmbedder(model, self.spec, self.vision, device)
+        return QwenEmbedder(model, self.spec, self.vision)
 
     def _shortened(self, item: Item) -> tuple[Item, int]:
         """The item with its texts within the limit, and how many were not."""
@@ -167,11 +167,10 @@ class QwenFrontend:
 class QwenEmbedder:
     """The loaded weights."""
 
-    def __init__(self, model: Any, spec: InputSpec, vision: Vision, device: str) -> None:
+    def __init__(self, model: Any, spec: InputSpec, vision: Vision) -> None:
         self.model = model
         self.spec = spec
         self.vision = vision
-        self.device = device
 
     def embed(self, batch: QwenBatch) -> Tensor:
         """[B, D] float32 unit rows."""
@@ -179,17 +178,19 @@ class QwenEmbedder:
         from torch.nn.functional import normalize
 
         with torch.inference_mode():
-            states = last_states(
-                self.model,
-                batch,
-                self.vision,
-                attention=self.spec.attention,
-                rope=self.spec.rope,
-                deepstack=self.spec.deepstack,
-            )
-            pool = torch.from_numpy(batch["pool"]).to(self.device)
-            weights = pool.float() / pool.sum(1, keepdim=True)
-            return normalize(torch.einsum("bl,bld->bd", weights, states.float()), dim=-1)
+            return normalize(vectors(self.model, batch, self.vision, self.spec), dim=-1)
+
+
+def vectors(model: Any, batch: QwenBatch, vision: Vision, spec: InputSpec) -> Tensor:
+    """[B, D] float32: the mean of each row's states that are pooled; with a gradient where one is wanted."""
+    import torch
+
+    states = last_states(
+        model, batch, vision, attention=spec.attention, rope=spec.rope, deepstack=spec.deepstack
+    )
+    pool = torch.from_numpy(batch["pool"]).to(states.device)
+    weights = pool.float() / pool.sum(1, keepdim=True)
+    return torch.einsum("bl,bld->bd", weights, states.float())
 
 
 def last_states(
@@ -211,7 +212,7 @@ def last_states(
             continue
         pixels = normalised(vision, torch.from_numpy(patches).to(device), still=kind == 1)
         found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device))
-        embedded[kinds == kind] = _joined_tokens(found.pooler_output).to(dtype)
+        embedded = embedded.index_put((kinds == kind,), _joined_tokens(found.pooler_output).to(dtype))
         if deepstack:
             layers[kind] = [_joined_tokens(layer) for layer in found.deepstack_features]
     more = {"visual_pos_masks": kinds > 0, "deepstack_visual_embeds": _woven(kinds, layers)} if layers else {}
@@ -302,10 +303,10 @@ def _brief(item: Item) -> str:
 
 
 def open_qwen(
-    name: str, repo: str, architecture: str, spec: InputSpec, given: Mapping[str, str]
+    name: str, repo: str, architecture: str | None, spec: InputSpec, given: Mapping[str, str]
 ) -> QwenFrontend:
-    """The frontend of a model: what the options say, else what its checkpoint's input_spec.json says,
-    else `spec`. Raises CheckpointMissing, HarnessError, UnknownName."""
+    """The frontend of a model of an architecture, or of any: what the options say, else what its
+    checkpoint's input_spec.json says, else `spec`. Raises CheckpointMissing, HarnessError, UnknownName."""
     shown = {option(field): value for field, value in spec.shown().items()}
     given = {key.replace("_", "-"): value for key, value in given.items()}
     chosen = options(name, given, {"path": repo, "revision": "main", "base": "", **shown})
@@ -316,8 +317,8 @@ def open_qwen(
         )
     checkpoint = Checkpoint.at(chosen["path"], chosen["revision"], chosen["base"], architecture=architecture)
     spec = _saved_spec(checkpoint, spec).with_options(name, given)
-    if spec.deepstack and architecture != "qwen3_vl":
-        raise HarnessError(f"deepstack of model {name!r} needs Qwen3-VL, this is {architecture}")
+    if spec.deepstack and checkpoint.architecture != "qwen3_vl":
+        raise HarnessError(f"deepstack of model {name!r} needs Qwen3-VL, this is {checkpoint.architecture}")
     vocabulary = Vocabulary.at(checkpoint.file("tokenizer.json"), spec.special_tokens)
     config = checkpoint.config()
     _require_fit(vocabulary, config, checkpoint)

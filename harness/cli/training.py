@@ -39,6 +39,9 @@ def train(
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Sequences on a device at a time: fewer need less memory, no more.")
+    ] = 32,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how the stages stand, what they lack and cost.")
     ] = False,
@@ -60,7 +63,7 @@ def train(
         device = usable_device(device, ranks)
     alone = ranks.rank == 0
     engine = EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet or not alone)
-    options = training.TrainOptions(data, output_dir, files.cache_dir(), engine, catalog.tasks, ranks)
+    options = training.TrainOptions(data, output_dir, files.cache_dir(), engine, catalog.tasks, chunk, ranks)
     try:
         planned = training.plan(recipe, names, options)
         if dry_run:

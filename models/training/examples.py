@@ -1,0 +1,147 @@
+"""What is trained on: the queries of tasks, each visit with one of its positives and one of its wordings.
+
+visit 17  ->  Visit(query=Item("query", (Text("A red car."),), "Find it."), positive=Item(…), negatives=(…))
+
+The order is a pure function of the seed, so that a run that was stopped goes on with what it would have
+seen, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.collection import checked
+from harness.content import Candidate, Item, Query, item
+from harness.errors import DataInvalid
+from harness.recipe import Use
+from harness.run import Ragged
+from harness.task import Protocol, Task
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A query as it is shown once; `negatives` are mined ones."""
+
+    task: str
+    query_id: str
+    query: Item
+    positive: Item
+    negatives: tuple[Item, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A task to train on; its queries have a positive in the pool, all others are left out."""
+
+    task: str
+    queries: Sequence[Query]
+    candidates: Sequence[Candidate]
+    candidate_ids: Sequence[str]
+    positives: Ragged
+    """[Q] rows of the pool."""
+    visits: npt.NDArray[np.int32]
+    """Rows of `queries` in the order of the file, repeats and all."""
+    wordings: tuple[str, ...]
+    left_out: int
+
+    @classmethod
+    def load(cls, task: Task, data: Path, protocol: Protocol) -> Lesson:
+        """Raises DataInvalid for a task without a truth, or where no query has a positive in the pool."""
+        collection, _ = checked(task.load(data, protocol))
+        if collection.qrels is None:
+            raise DataInvalid(f"the truth of {task.name} is hidden: nothing can be trained on it")
+        wanted = {c for query in collection.queries for c in collection.positives(query.id)}
+        row = collection.pool.rows_of(wanted)
+        found = [[row[c] for c in collection.positives(q.id) if c in row] for q in collection.queries]
+        kept = [at for at, rows in enumerate(found) if rows]
+        if not kept:
+            raise DataInvalid(f"no query of {task.name} has a positive in its pool: nothing to train on")
+        queries = [collection.queries[at] for at in kept]
+        place = {query.id: at for at, query in enumerate(queries)}
+        order = task.rows(data, protocol) if task.rows is not None else [query.id for query in queries]
+        return cls(
+            task=task.name,
+            queries=queries,
+            candidates=collection.pool.sequence,
+            candidate_ids=collection.pool.ids,
+            positives=Ragged.of([found[at] for at in kept]),
+            visits=np.array([place[name] for name in order if name in place], np.int32),
+            wordings=task.wordings(data, protocol) if task.wordings is not None else (),
+            left_out=len(found) - len(kept),
+        )
+
+    def visit(self, at: int, random: np.random.Generator) -> Visit:
+        """The query of row `at` with one of its positives, and with one of the task's wordings."""
+        query = self.queries[at]
+        if query.instruction is not None and len(self.wordings) > 1:
+            query = replace(query, instruction=self.wordings[int(random.integers(len(self.wordings)))])
+        positive = self.candidates[int(random.choice(self.positives[at]))]
+        return Visit(self.task, query.id, item(query), item(positive))
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All lessons one after another."""
+
+    lessons: tuple[Lesson, ...]
+    rows: tuple[Int64, ...]
+    """Of each lesson, which of its visits are made."""
+
+    @classmethod
+    def load(cls, tasks: Sequence[Task], data: Path, protocol: Protocol, *, share: float = 1.0) -> Corpus:
+        """`share`: of how many of each task's rows, drawn once, in their order; 0.1 in distillation."""
+        lessons = tuple(Lesson.load(task, data, protocol) for task in tasks)
+        rows = []
+        for lesson in lessons:
+            count = len(lesson.visits)
+            some = max(1, int(count * share))
+            drawn = np.random.default_rng([protocol.seed, 10]).choice(count, some, replace=False)
+            rows.append(np.arange(count) if share == 1 else np.sort(drawn))
+        return cls(lessons, tuple(rows))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+    def place(self, index: int) -> tuple[Lesson, int]:
+        """The lesson of a row of the corpus, and the row of its query."""
+        for lesson, rows in zip(self.lessons, self.rows, strict=True):
+            if index < len(rows):
+                return lesson, int(lesson.visits[rows[index]])
+            index -= len(rows)
+        raise IndexError(index)
+
+
+def protocol_of(split: str, seed: int) -> Protocol:
+    """How tasks are loaded to be trained on; the instruction is drawn anew at each visit."""
+    return Protocol(split=split, seed=seed)
+
+
+def use(settings: Mapping[str, object]) -> Use:
+    """The tasks that a stage's settings name."""
+    return Use(str(settings["tasks"]), protocol_of(str(settings["split"]), int(str(settings["seed"]))))
+
+
+def visit_at(number: int, count: int, seed: int) -> tuple[int, np.random.Generator]:
+    """The row that visit `number` is to, of `count` that are shuffled anew in every epoch, and what the
+    visit draws with."""
+    epoch, at = divmod(number, count)
+    return int(_shuffled(count, seed, epoch)[at]), np.random.default_rng([seed, number])
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> Int64:
+    return np.random.default_rng([seed, epoch, 1]).permutation(count)
+
+
+def content_number(shown: Item) -> int:
+    """A whole number that equal contents share, for `losses.duplicates`."""
+    return int.from_bytes(blake2b(repr(shown.parts).encode(), digest_size=8).digest(), "big", signed=True)
