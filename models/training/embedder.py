@@ -114,7 +114,8 @@ def embedding(frontend: QwenFrontend, trained: Trained, temperature: float | Non
             rows = vectors(inner(self.whole), batch, frontend.vision, frontend.spec)
             if self.temperature is None:
                 return rows
-            return rows + 0 * self.temperature.raw  # wrappers look here for what has a gradient
+            seen: Tensor = rows + 0 * self.temperature.raw  # wrappers look here for what has a gradient
+            return seen
 
     return Embedding()
 
