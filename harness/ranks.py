@@ -43,10 +43,15 @@ class Ranks:
         if self.count > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+            state = PartialState(cpu=plain_cpu(device), timeout=PATIENCE)
             if state.num_processes != self.count:
                 raise HarnessError(
                     f"the launcher announced {self.count} processes (WORLD_SIZE) and"
                     f" {state.num_processes} came together: start them all with the same command"
                 )
             state.wait_for_everyone()
+
+
+def plain_cpu(device: str) -> bool:
+    """Whether to tell Accelerate that it drives a CPU, with which it would leave out DeepSpeed and FSDP."""
+    return device == "cpu" and not {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & set(os.environ)

@@ -235,6 +235,31 @@ def without(
     return _variant(replace(recipe, presets={}), name, kept, change, paper_ref, expected, presets)
 
 
+def instead(
+    recipe: Recipe,
+    name: str,
+    stages: Mapping[str, Stage],
+    *,
+    change: str,
+    paper_ref: str | None = None,
+    expected: Mapping[str, float] | None = None,
+) -> Recipe:
+    """The recipe with other stages in the places of those that are named. Raises UnknownName, PluginError."""
+    for stage in stages:
+        recipe.stage(stage)
+    put = [stages.get(stage.name, stage) for stage in recipe.stages]
+    presets = {
+        preset: {stage: settings for stage, settings in by_stage.items() if stage not in stages}
+        for preset, by_stage in recipe.presets.items()
+    }
+    return _variant(replace(recipe, presets={}), name, put, change, paper_ref, expected, presets)
+
+
+def again(recipe: Recipe, name: str, *, change: str, paper_ref: str | None = None) -> Recipe:
+    """The recipe under the name of a row of which no more is known than that it was made like this."""
+    return replace(recipe, name=name, parent=recipe.name, change=change, paper_ref=paper_ref)
+
+
 def _rewired(stage: Stage, gone: Mapping[str, Stage], recipe: str) -> dict[str, str]:
     needs = {}
     for role, needed in stage.needs.items():
@@ -283,7 +308,7 @@ def _expecting(
     changed: set[str] = set()
     made = []
     for stage in stages:
-        if stage != known[stage.name] or not changed.isdisjoint(stage.needs.values()):
+        if stage != known.get(stage.name) or not changed.isdisjoint(stage.needs.values()):
             changed.add(stage.name)
             stage = replace(stage, expected={})
         made.append(stage)

@@ -106,6 +106,7 @@ def contrastive(run: StageRun, spec: InputSpec) -> None:
 
     def step(model: Any, batch: Prepared, engine: Engine) -> Mapping[str, float]:
         tau = getattr(model, "module", model).temperature
+        before = fixed if tau is None else float(tau().detach())
         value = cached_step(
             model,
             batch["chunks"],
@@ -113,11 +114,12 @@ def contrastive(run: StageRun, spec: InputSpec) -> None:
             backward=engine.backward,
             no_sync=engine.no_sync,
         )
-        return {"loss": float(value), "temperature": fixed if tau is None else float(tau())}
+        return {"loss": float(value), "temperature": before}
 
     schedule = Schedule.of(settings)
     sparse = trained.vision or trained.projector
-    module = fit(run, module, source, len(corpus), schedule, step, sparse=sparse)
+    shared = [] if temperature is None else [module.temperature]
+    module = fit(run, module, source, len(corpus), schedule, step, sparse=sparse, replicated=shared)
     if run.ranks.rank == 0:
         save(module, frontend, run.folder / SAVED)
 

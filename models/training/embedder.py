@@ -46,6 +46,8 @@ class Trained:
     """Whether the vision tower's linear layers too."""
     projector: bool
     """Whether the weights of what joins the tower to the language model too."""
+    seed: int
+    """Of the adapters' first weights."""
 
     @classmethod
     def of(cls, settings: Settings) -> Trained:
@@ -55,6 +57,7 @@ class Trained:
             dropout=settings["lora_dropout"],  # type: ignore[arg-type]
             vision=bool(settings["train_vision"]),
             projector=bool(settings["train_projector"]),
+            seed=int(settings["seed"]),  # type: ignore[arg-type]
         )
 
 
@@ -142,7 +145,8 @@ def adapted(model: Any, trained: Trained) -> Any:
             bias="none",
             target_modules=layers,
         )
-        with quietly():
+        with quietly(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(trained.seed)
             model = peft.get_peft_model(model, config)
     whole = inner(model)
     weights = [] if trained.rank is not None else [whole.language_model, *([whole.visual] * trained.vision)]
@@ -180,7 +184,9 @@ def save(module: Any, frontend: QwenFrontend, folder: Path) -> None:
     save_whole(module.whole, frontend, part)
     write_text(part / FILE, frontend.spec.to_json())
     if module.temperature is not None:
-        write_text(part / TEMPERATURE, json.dumps({"temperature": float(module.temperature())}) + "\n")
+        write_text(
+            part / TEMPERATURE, json.dumps({"temperature": float(module.temperature().detach())}) + "\n"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 

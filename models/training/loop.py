@@ -14,7 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.encode import Source, in_workers, out_of_memory
 from harness.errors import HarnessError, StorageError
 from harness.files import storage_error, write_text
 from harness.progress import progress
-from harness.ranks import PATIENCE
+from harness.ranks import PATIENCE, plain_cpu
 from harness.recipe import Settings, StageRun
 
 from .record import Record
@@ -101,21 +101,23 @@ def fit(
     step: Step,
     *,
     sparse: bool = False,
+    replicated: Sequence[Module] = (),
 ) -> Module:
     """Train the parameters of `model` that want a gradient; returns the model without its wrapping.
 
     `source[numbers]` prepares the batch of these visits (0, 1, … in the order of training). `sparse`: a
     rank's last chunk may leave some parameters out, as one without a picture does the vision tower's.
-    Raises HarnessError where the loss is not finite, with the batch saved, and where memory runs out.
+    `replicated`: what is used outside the forward pass too, a temperature, and is never sharded. Raises HarnessError where the loss is not finite, with the batch saved, and where memory runs out.
     """
     import torch
 
     steps = schedule.steps(examples)
     share = _share(schedule.batch, run)
-    accelerator = _accelerator(run, share, sparse)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, schedule.learning_rate, weight_decay=schedule.weight_decay)
+    accelerator = _accelerator(run, share, sparse, replicated)
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(wanted, schedule.learning_rate, weight_decay=schedule.weight_decay)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]  # sharded ones
     saves = _Saves(run, accelerator, {name for name, p in model.named_parameters() if p.requires_grad})
     start = saves.resume(schedule, steps)
     record = Record.open(run.folder / "log.csv", start, writes=run.ranks.rank == 0)
@@ -131,6 +133,7 @@ def fit(
             torch.manual_seed(_seed(schedule.seed, at, run.ranks.rank))
             said = _stepped(partial(step, model, batch, engine), run)
             _require_finite(said["loss"], at, batch, run, saves.last)
+            _average(replicated, accelerator)
             norm = accelerator.clip_grad_norm_(trained, schedule.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -175,7 +178,7 @@ def _workers(run: StageRun) -> int:
     return 0 if run.engine.device == "cpu" else 4
 
 
-def _accelerator(run: StageRun, share: int, sparse: bool) -> Any:
+def _accelerator(run: StageRun, share: int, sparse: bool, replicated: Sequence[Module]) -> Any:
     """The one of this process, which reads what its launcher configured."""
     try:
         from accelerate import Accelerator
@@ -184,7 +187,7 @@ def _accelerator(run: StageRun, share: int, sparse: bool) -> Any:
         raise HarnessError("training needs accelerate: pip install 'umr-harness[train]'") from error
     accelerator = Accelerator(
         mixed_precision="no" if run.settings.get("dtype") == "float32" else "bf16",
-        cpu=run.engine.device == "cpu",
+        cpu=plain_cpu(run.engine.device),
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=sparse),
             InitProcessGroupKwargs(timeout=PATIENCE),
@@ -195,10 +198,24 @@ def _accelerator(run: StageRun, share: int, sparse: bool) -> Any:
             f"the launcher announced {run.ranks.count} processes (WORLD_SIZE), and"
             f" {accelerator.num_processes} came together: start them all with the same command"
         )
+    if accelerator.distributed_type == "FSDP":
+        accelerator.state.fsdp_plugin.ignored_modules = list(replicated)
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if plugin is not None:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
     return accelerator
+
+
+def _average(replicated: Sequence[Module], accelerator: Any) -> None:
+    """FSDP leaves out of its averages over ranks what it does not shard."""
+    if accelerator.distributed_type != "FSDP":
+        return
+    from torch import distributed
+
+    for parameter in (p for module in replicated for p in module.parameters()):
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= distributed.get_world_size()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +226,15 @@ class _Engine:
     def backward(self, scalar: Tensor) -> None:
         self.accelerator.backward(scalar)
 
-    def no_sync(self) -> AbstractContextManager[None]:
-        context: AbstractContextManager[None] = self.accelerator.no_sync(self.model)
-        return context
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        if self.accelerator.distributed_type != "DEEPSPEED":
+            with self.accelerator.no_sync(self.model):
+                yield
+            return
+        self.accelerator.sync_gradients = False  # else DeepSpeed takes its step with every backward pass
+        yield
+        self.accelerator.sync_gradients = True
 
 
 def _stepped(step: Callable[[], Mapping[str, float]], run: StageRun) -> Mapping[str, float]:

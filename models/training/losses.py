@@ -295,8 +295,8 @@ def learned_temperature(
     form: Literal["raw", "log"] = "raw",
     within: tuple[float, float] | None = None,
 ) -> Module:
-    """A module without arguments whose value is τ, a float32 scalar; its one parameter is τ itself, as
-    released (Similarity.temp, init 0.05, unbounded), or ln τ, which cannot become negative.
+    """A module without arguments whose value is τ, a float32 scalar; its one parameter, [1], is τ itself,
+    as released (Similarity.temp, init 0.05, unbounded), or ln τ, which cannot become negative.
 
     within: bounds in which the parameter is put back before it is used, as CLIP does; a bound on the value
     alone would leave it no gradient to come back by.
@@ -311,13 +311,13 @@ def learned_temperature(
     class Temperature(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.raw = torch.nn.Parameter(torch.tensor(math.log(init) if form == "log" else init))
+            self.raw = torch.nn.Parameter(torch.tensor([math.log(init) if form == "log" else init]))
 
         def forward(self) -> Tensor:
             if within is not None:
                 low, high = map(math.log, within) if form == "log" else within
                 self.raw.data.clamp_(low, high)
-            value = _exact(self.raw)
+            value = _exact(self.raw)[0]
             return value.exp() if form == "log" else value
 
     return Temperature()
