@@ -107,7 +107,8 @@ def fit(
 
     `source[numbers]` prepares the batch of these visits (0, 1, … in the order of training). `sparse`: a
     rank's last chunk may leave some parameters out, as one without a picture does the vision tower's.
-    `replicated`: what is used outside the forward pass too, a temperature, and is never sharded. Raises HarnessError where the loss is not finite, with the batch saved, and where memory runs out.
+    `replicated`: what is used outside the forward pass too, a temperature, and is never sharded.
+    Raises HarnessError where the loss is not finite, with the batch saved, and where memory runs out.
     """
     import torch
 
