@@ -1,6 +1,6 @@
 """CLIP and its kin through open_clip: contrastive text and picture towers, fused by score.
 
-Several parts are the normalised sum of unit vectors, UniIR's score fusion (Wei et al. 2023, arXiv
+Several parts are the normalised sum of unit vectors, score fusion (Wei et al. 2023, arXiv
 2311.17136); a clip is the mean of its frames. Pictures go through open_clip's own transform.
 """
 
@@ -24,7 +24,7 @@ from harness.errors import CheckpointMissing, HarnessError, UnknownName
 from harness.media import frame_count
 from harness.model import ModelSpec, library_versions, options
 
-from .fusion import ALL_MODALITIES, Layout, fuse, stacked, take_apart
+from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, take_apart
 from .text_encoder import checked_dtype
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _open(given: Mapping[str, str]) -> ClipFrontend:
         patches=(size // int(vision.get("patch_size", 16))) ** 2,
         context=int(config["text_cfg"].get("context_length", 77)),
         dtype=checked_dtype("clip", chosen["dtype"]),
-        video_frames=_positive("video-frames", chosen["video-frames"]),
+        video_frames=frames_asked("clip", chosen["video-frames"]),
     )
 
 
@@ -290,12 +290,6 @@ def _unreachable(repo: str, error: Exception) -> CheckpointMissing:
         f"cannot get {repo} from the model hub ({reason}): download it elsewhere and give its folder or file"
         " with --model-arg pretrained=PATH"
     )
-
-
-def _positive(option: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise HarnessError(f"option {option} of model 'clip' is a whole number from 1, not {value!r}")
-    return int(value)
 
 
 def _tiny(folder: Path) -> Mapping[str, str]:
