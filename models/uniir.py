@@ -87,9 +87,11 @@ class UniirFrontend:
             for part in item.parts
             if not isinstance(part, Text)
         )
-        if self.fusion == "feature":
-            pictures = max(1, pictures)  # a black one
-        return self.inputs.count(sentence(item)) + self.picture_tokens * pictures
+        words = sentence(item)
+        if self.fusion == "feature":  # an empty text and a black picture are looked at, too
+            return self.inputs.count(words) + self.picture_tokens * max(1, pictures)
+        text = self.inputs.count(words) if words or not pictures else 0
+        return text + self.picture_tokens * pictures
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
         """Of every item its text's `ids` and `mask` [B, L], and whether it counts, `said` [B]; all

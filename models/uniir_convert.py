@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +114,7 @@ def _tower(width: int, depth: int, inner: int) -> dict[str, Any]:
 
 def _side(positions: int) -> int:
     """Patches along a picture's side; the first position is the picture's own token."""
-    return round((positions - 1) ** 0.5)
+    return math.isqrt(positions - 1)
 
 
 CLIP_SF = Form(
@@ -307,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         form = convert(given.file, given.folder, given.tokenizer)
     except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"uniir_convert: {error}", file=sys.stderr)
         return 2
     print(
         f"{given.folder} holds {form.name}: -m uniir-{form.name.lower().replace('_', '-')}"
