@@ -293,7 +293,7 @@ def weights(folder: Path, names: tuple[str, str]) -> list[Path]:
         else:
             continue
         for file in files:
-            _require_whole(file)
+            require_whole(file)
         return files
     raise CheckpointMissing(f"{folder} holds no weights: {' or '.join(names)} is needed")
 
@@ -305,7 +305,7 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointMissing(f"{index} is no index of weights: {error!r}") from error
 
 
-def _require_whole(file: Path) -> None:
+def require_whole(file: Path) -> None:
     """Raises CheckpointMissing for a file that is not there or, by a safe one's header, broken off."""
     if not file.is_file():
         raise CheckpointMissing(f"{file} is missing: download the checkpoint again")

@@ -39,16 +39,14 @@ class Parts:
     """A batch taken apart; a clip is one part of several pictures."""
 
     texts: list[str]
-    pictures: list[npt.NDArray[Any]]
+    pictures: list[Any]
     layout: Layout
 
 
-def take_apart(
-    items: Sequence[Item], see: Callable[[PIL.Image.Image], npt.NDArray[Any]], *, video_frames: int
-) -> Parts:
-    """All texts, and all pictures and frames as `see` turns them into arrays. Raises DataInvalid."""
+def take_apart(items: Sequence[Item], see: Callable[[PIL.Image.Image], Any], *, video_frames: int) -> Parts:
+    """All texts, and all pictures and frames as `see` makes them. Raises DataInvalid."""
     texts: list[str] = []
-    pictures: list[npt.NDArray[Any]] = []
+    pictures: list[Any] = []
     part_of_text: list[int] = []
     part_of_picture: list[int] = []
     item_of_part: list[int] = []
