@@ -18,6 +18,8 @@ from .checkpoint import quietly
 T = TypeVar("T")
 
 SIDE = 32
+LETTERS = 256
+"""The text limit: dialogs that differ late are not told apart by less, for a letter is a token here."""
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 _WORDS = (
     *("a red square", "two green circles beside a small blue one", "nothing but noise"),
@@ -33,7 +35,7 @@ def write_tiny_clip(folder: Path) -> Mapping[str, str]:
     tokens = _write_clip_tokenizer(folder)
     text = {"vocab_size": tokens, "bos_token_id": tokens - 2, "eos_token_id": tokens - 1}
     config = transformers.CLIPConfig(
-        text_config={**text, **SIZES, "max_position_embeddings": 77},
+        text_config={**text, **SIZES, "max_position_embeddings": LETTERS},
         vision_config={**SIZES, "image_size": SIDE, "patch_size": 8},
         projection_dim=16,
     )
@@ -64,10 +66,12 @@ def write_tiny_siglip(folder: Path) -> Mapping[str, str]:
         num_threads=1,
     )
     (folder / "spiece.model").write_bytes(model.getvalue())
-    saved = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64, "pad_token": "</s>"}
+    saved = {"tokenizer_class": "SiglipTokenizer", "model_max_length": LETTERS, "pad_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(saved))
+    text = {"vocab_size": 60, "max_position_embeddings": LETTERS, "projection_size": 32}
+    text |= {"bos_token_id": 1, "eos_token_id": 1}
     config = transformers.SiglipConfig(
-        text_config={**SIZES, "vocab_size": 60, "projection_size": 32, "bos_token_id": 1, "eos_token_id": 1},
+        text_config={**SIZES, **text},
         vision_config={**SIZES, "image_size": SIDE, "patch_size": 8},
     )
     _save(lambda: transformers.SiglipModel(config), folder)
@@ -82,7 +86,8 @@ def _write_clip_tokenizer(folder: Path) -> int:
 
     letters = sorted(ByteLevel.alphabet())
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    vocabulary = {piece: at for at, piece in enumerate(pieces)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=LETTERS).save_pretrained(folder)
     return len(pieces)
 
 
@@ -92,7 +97,8 @@ def write_bert_tokenizer(folder: Path) -> int:
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789'-,.?!"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    BertTokenizer(vocab={piece: at for at, piece in enumerate(pieces)}).save_pretrained(folder)
+    vocabulary = {piece: at for at, piece in enumerate(pieces)}
+    BertTokenizer(vocab=vocabulary, model_max_length=LETTERS).save_pretrained(folder)
     return len(pieces)
 
 

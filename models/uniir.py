@@ -29,7 +29,15 @@ from harness.model import ModelSpec, library_versions, options
 from .checkpoint import CONFIG, TOKENIZER, Checkpoint
 from .fusion import ALL_MODALITIES, frames_asked, stacked
 from .text_encoder import checked_dtype
-from .tiny_towers import SIDE, SIZES, lively, write_bert_tokenizer, write_picture_settings, write_tiny_clip
+from .tiny_towers import (
+    LETTERS,
+    SIDE,
+    SIZES,
+    lively,
+    write_bert_tokenizer,
+    write_picture_settings,
+    write_tiny_clip,
+)
 from .towers import Inputs, Towers
 from .training_data import BLIP_LARGE, MBEIR, UNIIR_HELD_OUT
 
@@ -45,7 +53,8 @@ RELEASED: Mapping[Fusion, str] = {
     "score": "CLIP_SF/clip_sf_large.pth",
     "feature": "BLIP_FF/blip_ff_large.pth",
 }
-BLIP_TOKENS = 100
+TOKENS: Mapping[Fusion, int] = {"score": 77, "feature": 100}
+"""To how many a text is cut."""
 _SOURCE = "https://huggingface.co/TIGER-Lab/UniIR"
 
 
@@ -258,8 +267,9 @@ def _open(name: str, fusion: Fusion, given: Mapping[str, str]) -> UniirFrontend:
             f"{checkpoint.whole} holds a {architecture} that UniIR did not train with {fusion} fusion"
             f" ({KEY} of config.json is {config.get(KEY)!r}): make it with '{convert}'"
         )
-    limit = config["text_config"]["max_position_embeddings"] if fusion == "score" else BLIP_TOKENS
     checkpoint.file("preprocessor_config.json")
+    saved = (checkpoint.json("tokenizer_config.json") or {}).get("model_max_length", TOKENS[fusion])
+    limit = min(int(saved), int(config["text_config"]["max_position_embeddings"]))
     side, patch = (config["vision_config"][key] for key in ("image_size", "patch_size"))
     return UniirFrontend(
         fusion=fusion,
@@ -282,7 +292,7 @@ def _tiny_score(folder: Path) -> Mapping[str, str]:
 def _tiny_feature(folder: Path) -> Mapping[str, str]:
     from safetensors.torch import save_file
 
-    text = {**SIZES, "vocab_size": write_bert_tokenizer(folder), "max_position_embeddings": 128}
+    text = {**SIZES, "vocab_size": write_bert_tokenizer(folder), "max_position_embeddings": LETTERS}
     vision = {**SIZES, "image_size": SIDE, "patch_size": 8}
     config = {"model_type": ARCHITECTURE["feature"], "text_config": text, "vision_config": vision}
     towers = lively(lambda: blip_towers(config))
@@ -305,7 +315,7 @@ UNIIR_CLIP_SF = ModelSpec(
     held_out=UNIIR_HELD_OUT,
     input_spec={
         "image": "shorter side 224 px, centre crop",
-        "text": "instruction, then text: 77 tokens",
+        "text": f"instruction, then text: {TOKENS['score']} tokens",
         "video": "8 frames (option video-frames), the mean of their vectors",
         "several parts": "one text; sum of text and picture vector, not of unit length",
         "instructions": "in front of the text",
@@ -324,7 +334,7 @@ UNIIR_BLIP_FF = ModelSpec(
     held_out={name: why for name, why in UNIIR_HELD_OUT.items() if name not in BLIP_LARGE},
     input_spec={
         "image": "224 x 224 px, not cropped; black where there is none",
-        "text": f"instruction, then text: {BLIP_TOKENS} tokens",
+        "text": f"instruction, then text: {TOKENS['feature']} tokens",
         "video": "8 frames (option video-frames), all their tokens",
         "several parts": "one text that looks at the tokens of all pictures",
         "instructions": "in front of the text",

@@ -26,7 +26,7 @@ from harness.errors import CheckpointMissing, HarnessError
 from .checkpoint import CONFIG, TOKENIZER, find, quietly
 from .tiny_towers import write_picture_settings
 from .towers import tokenizer_at
-from .uniir import ARCHITECTURE, KEY, Fusion, blip_towers
+from .uniir import ARCHITECTURE, KEY, TOKENS, Fusion, blip_towers
 
 Tensors = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -251,6 +251,7 @@ def convert(path: Path, folder: Path, tokenizer: str = "") -> Form:
     _require_fit(form, config, tensors, path)
     words = _tokenizer(form, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
+    words.model_max_length = TOKENS[form.fusion]
     words.save_pretrained(folder)
     side = config["vision_config"]["image_size"]
     write_picture_settings(folder, form.processor, form.picture(side))

@@ -16,12 +16,13 @@ from torch.nn.functional import normalize
 
 from harness.content import Image, Item, Part, Text, Video
 from harness.errors import CheckpointMissing, HarnessError, UnknownName
+from harness.models.tiny_towers import LETTERS
 from harness.models.towers import CLIP_L, SIGLIP, Inputs
 from harness.testing import write_clip
 from hub import Hub
 
 SPECS = [CLIP_L, SIGLIP]
-SENTENCES = ["A tabby-cat, isn't it?", "", "two   cups of COFFEE " * 20]
+SENTENCES = ["A tabby-cat, isn't it?", "", "two   cups of COFFEE " * 40]
 
 
 def _ask(*parts: Part) -> Item:
@@ -61,7 +62,7 @@ def test_clip_is_transformers_forward_over_openais_pictures(
     expected = []
     with torch.inference_mode():
         for text in SENTENCES:
-            tokens = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
+            tokens = tokenizer(text, truncation=True, max_length=LETTERS, return_tensors="pt")
             states = model.text_model(**tokens).last_hidden_state[0]
             expected.append(model.text_projection(states[-1]))  # alone: the last is the end's
         for path in photographs:
@@ -80,7 +81,7 @@ def test_clip_is_transformers_forward_over_openais_pictures(
     got = _rows(CLIP_L, tiny["clip-l"], items)
     assert torch.allclose(got, normalize(torch.stack(expected), dim=-1), atol=1e-5)
     frontend = CLIP_L.open({"path": str(tiny["clip-l"])})
-    assert [frontend.cost(i) for i in items[1:4]] == [2, 77, 16]
+    assert [frontend.cost(i) for i in items[1:4]] == [2, LETTERS, 16]
     assert frontend.prepare(items)["cut"] == 1
 
 
@@ -93,10 +94,10 @@ def test_siglip_is_transformers_forward_over_padded_texts(
 
     model = SiglipModel.from_pretrained(tiny["siglip"]).eval()
     pieces = sentencepiece.SentencePieceProcessor(str(tiny["siglip"] / "spiece.model"))
-    bare = ["a tabbycat isnt it", "", ("two cups of coffee " * 20).strip()]  # lower case, no punctuation
-    ids = torch.ones(3, 64, dtype=torch.long)  # </s> ends a text and fills it up
+    bare = ["a tabbycat isnt it", "", ("two cups of coffee " * 40).strip()]  # lower case, no punctuation
+    ids = torch.ones(3, LETTERS, dtype=torch.long)  # </s> ends a text and fills it up
     for row, text in zip(ids, bare, strict=True):
-        found = pieces.encode(text)[:63]
+        found = pieces.encode(text)[: LETTERS - 1]
         row[: len(found)] = torch.tensor(found)
     with torch.inference_mode():
         photos = [Pil.open(p).convert("RGB").resize((32, 32), Pil.Resampling.BICUBIC) for p in photographs]
@@ -106,7 +107,7 @@ def test_siglip_is_transformers_forward_over_padded_texts(
     items = [*(_ask(Text(s)) for s in SENTENCES), *(_ask(Image(p)) for p in photographs)]
     assert torch.allclose(_rows(SIGLIP, tiny["siglip"], items), expected, atol=1e-5)
     frontend = SIGLIP.open({"path": str(tiny["siglip"])})
-    assert [frontend.cost(i) for i in items[1:4]] == [64, 64, 16]
+    assert [frontend.cost(i) for i in items[1:4]] == [LETTERS, LETTERS, 16]
     assert frontend.prepare(items)["cut"] == 1
 
 
