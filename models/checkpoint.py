@@ -35,11 +35,18 @@ _SETTINGS = (
 )
 """What, beside the weights, changes a vector."""
 
-_CLASSES = {
+TOKENIZER = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model"),
+)
+"""What transformers makes a tokenizer of, beside tokenizer.json."""
+
+_QWEN = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
 }
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", **_QWEN}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAIN = "main"
@@ -113,12 +120,23 @@ class Checkpoint:
     base: Place | None
     architecture: str
     fingerprint: str
+    settings: tuple[str, ...] = _SETTINGS
 
     @classmethod
-    def at(cls, path: str, revision: str, base: str, *, architecture: str | None) -> Checkpoint:
-        """A folder or a repository of the hub, of an architecture or of any, whose weights are not read yet.
+    def at(
+        cls,
+        path: str,
+        revision: str,
+        base: str = "",
+        *,
+        architecture: str | None,
+        beside: tuple[str, ...] = (),
+    ) -> Checkpoint:
+        """A folder or a repository of the hub, of an architecture or (None) of any Qwen-VL, whose weights
+        are not read yet.
 
-        `base` overrides what an adapter says of its own. Raises CheckpointMissing, HarnessError.
+        `base` overrides what an adapter says of its own; `beside`: small files that change a vector, too.
+        Raises CheckpointMissing, HarnessError.
         """
         place = find(path, revision, "path")
         adapter = place.json(ADAPTER)
@@ -127,14 +145,15 @@ class Checkpoint:
         under = None if adapter is None else _base(place, adapter, base)
         config = _required(under or place, CONFIG)
         found = config.get("model_type")
-        known = _CLASSES if architecture is None else (architecture,)
+        known = _QWEN if architecture is None else (architecture,)
         if found not in known:
             wanted = " or ".join(map(repr, known))
             raise CheckpointMissing(f"{under or place} holds a model of type {found!r}, not {wanted}")
-        prints = [_fingerprint(place, _MODEL_WEIGHTS if under is None else _ADAPTER_WEIGHTS)]
+        settings = (*_SETTINGS, *beside)
+        prints = [_fingerprint(place, _MODEL_WEIGHTS if under is None else _ADAPTER_WEIGHTS, settings)]
         if under is not None:
-            prints.append(_fingerprint(under, _MODEL_WEIGHTS))
-        return cls(place, under, str(found), " on ".join(prints))
+            prints.append(_fingerprint(under, _MODEL_WEIGHTS, settings))
+        return cls(place, under, str(found), " on ".join(prints), settings)
 
     @property
     def whole(self) -> Place:
@@ -161,16 +180,29 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         return _required(self.whole, CONFIG)
 
-    def load(self, dtype: str, *, head: bool = False) -> Any:
+    def small_files(self) -> Path:
+        """The folder with the settings of a whole model, downloaded where need be."""
+        for name in self.settings:
+            self.whole.file(name)
+        return self.file(CONFIG).parent
+
+    def tensors(self) -> dict[str, Any]:
+        """The weights of a whole model by their names, on the CPU. Raises CheckpointMissing."""
+        found: dict[str, Any] = {}
+        for file in weights(self.whole.fetch(_MODEL_WEIGHTS), _MODEL_WEIGHTS):
+            found |= _or_missing(partial(_tensors, file), f"{file} cannot be read")
+        return found
+
+    def load(self, dtype: str, *, spare: tuple[str, ...] = ("lm_head.",)) -> Any:
         """The transformers model on the CPU, ready to be used; an adapter is merged in float32.
 
-        `head`: whether the weights of the language model's head must be there. CheckpointMissing.
+        `spare`: beginnings of names of weights that need not be there. Raises CheckpointMissing.
         """
         allow_torchvision()
         import torch
 
         folder = self.whole.fetch(_MODEL_WEIGHTS)
-        model = _loaded(folder, self.architecture, "float32" if self.base else dtype, head)
+        model = _loaded(folder, self.architecture, "float32" if self.base else dtype, spare)
         if self.base is not None:
             model = _merged(model, self.place.fetch(_ADAPTER_WEIGHTS))
         return model.to(getattr(torch, dtype)).eval().requires_grad_(False)
@@ -237,12 +269,12 @@ def unreachable(repo: str, error: Exception, option: str = "path") -> Checkpoint
     )
 
 
-def _fingerprint(place: Place, names: tuple[str, str]) -> str:
+def _fingerprint(place: Place, names: tuple[str, str], settings: tuple[str, ...]) -> str:
     """The commit, or the digest of all files that change a vector."""
     if place.folder is None:
         return str(place)
     files = [*weights(place.folder, names)]
-    files += [place.folder / name for name in _SETTINGS if (place.folder / name).is_file()]
+    files += [place.folder / name for name in settings if (place.folder / name).is_file()]
     digests = Digests(cache_dir() / "digests.sqlite")
     found = digest({file.name: digests(file) for file in files}, length=32)
     digests.save()
@@ -261,7 +293,7 @@ def weights(folder: Path, names: tuple[str, str]) -> list[Path]:
         else:
             continue
         for file in files:
-            _require_whole(file)
+            require_whole(file)
         return files
     raise CheckpointMissing(f"{folder} holds no weights: {' or '.join(names)} is needed")
 
@@ -273,7 +305,7 @@ def _shards(index: Path) -> list[str]:
         raise CheckpointMissing(f"{index} is no index of weights: {error!r}") from error
 
 
-def _require_whole(file: Path) -> None:
+def require_whole(file: Path) -> None:
     """Raises CheckpointMissing for a file that is not there or, by a safe one's header, broken off."""
     if not file.is_file():
         raise CheckpointMissing(f"{file} is missing: download the checkpoint again")
@@ -295,7 +327,7 @@ def _require_whole(file: Path) -> None:
         raise CheckpointMissing(f"{file} has {size:,} bytes, not {8 + header + end:,}: download it again")
 
 
-def _loaded(folder: Path, architecture: str, dtype: str, head: bool) -> Any:
+def _loaded(folder: Path, architecture: str, dtype: str, spare: tuple[str, ...]) -> Any:
     import torch
     import transformers
 
@@ -313,7 +345,7 @@ def _loaded(folder: Path, architecture: str, dtype: str, head: bool) -> Any:
             ),
             f"{folder} does not hold weights of {architecture}",
         )
-    missing = sorted(key for key in info["missing_keys"] if head or not key.startswith("lm_head."))
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(spare))
     if missing:
         raise CheckpointMissing(
             f"{folder} lacks {len(missing)} of the weights of {architecture}: {missing[0]} …"

@@ -1,6 +1,6 @@
 """CLIP and its kin through open_clip: contrastive text and picture towers, fused by score.
 
-Several parts are the normalised sum of unit vectors, UniIR's score fusion (Wei et al. 2023, arXiv
+Several parts are the normalised sum of unit vectors, score fusion (Wei et al. 2023, arXiv
 2311.17136); a clip is the mean of its frames. Pictures go through open_clip's own transform.
 """
 
@@ -24,7 +24,8 @@ from harness.errors import CheckpointMissing, HarnessError, UnknownName
 from harness.media import frame_count
 from harness.model import ModelSpec, library_versions, options
 
-from .fusion import ALL_MODALITIES, Layout, fuse, stacked, take_apart
+from .checkpoint import find, unreachable
+from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, take_apart
 from .text_encoder import checked_dtype
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Weights:
         try:
             return Path(download_pretrained_from_hf(self.repo, self.filename, self.commit))
         except OSError as error:
-            raise _unreachable(self.repo, error) from error
+            raise unreachable(self.repo, error, "pretrained") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ def _open(given: Mapping[str, str]) -> ClipFrontend:
         patches=(size // int(vision.get("patch_size", 16))) ** 2,
         context=int(config["text_cfg"].get("context_length", 77)),
         dtype=checked_dtype("clip", chosen["dtype"]),
-        video_frames=_positive("video-frames", chosen["video-frames"]),
+        video_frames=frames_asked("clip", chosen["video-frames"]),
     )
 
 
@@ -259,43 +260,9 @@ def _tagged(name: str, tag: str, revision: str) -> tuple[Weights, dict[str, Any]
         known = open_clip.list_pretrained_tags_by_model(name)
         raise UnknownName(f"pretrained tag of open_clip model {name!r}", tag, known)
     repo, _, filename = settings["hf_hub"].rpartition("/")
-    commit = _commit(repo, revision)
+    commit = find(repo, revision, "pretrained").commit
     weights = Weights(f"{repo}@{commit}", repo=repo, filename=filename or None, commit=commit)
     return weights, settings
-
-
-def _commit(repo: str, revision: str) -> str:
-    """The commit that `revision` means: to the local cache, else to the hub; with neither, the one
-    downloaded last."""
-    from huggingface_hub import HfApi, constants
-
-    cache = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-    ref = cache / "refs" / revision
-    if ref.is_file():
-        return ref.read_text().strip()
-    if len(revision) == 40:
-        return revision
-    try:
-        return str(HfApi().model_info(repo, revision=revision, timeout=20).sha)
-    except Exception as error:  # no network, no such repository, a gate, offline mode: one remedy
-        downloaded = sorted((cache / "snapshots").glob("*"), key=lambda folder: folder.stat().st_mtime)
-        if downloaded and revision == OPTIONS["revision"]:
-            return downloaded[-1].name
-        raise _unreachable(repo, error) from error
-
-
-def _unreachable(repo: str, error: Exception) -> CheckpointMissing:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return CheckpointMissing(
-        f"cannot get {repo} from the model hub ({reason}): download it elsewhere and give its folder or file"
-        " with --model-arg pretrained=PATH"
-    )
-
-
-def _positive(option: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise HarnessError(f"option {option} of model 'clip' is a whole number from 1, not {value!r}")
-    return int(value)
 
 
 def _tiny(folder: Path) -> Mapping[str, str]:

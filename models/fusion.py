@@ -1,8 +1,9 @@
 """One vector from an item's parts, for models that see text and pictures apart.
 
 A part's vector has unit length, a clip's is the mean of its frames', and an item's is the
-normalised sum of its parts': UniIR's score fusion (Wei et al. 2023, arXiv 2311.17136, CLIP_SF),
-in which query and candidate are compared by the sum of all pairwise similarities.
+normalised sum of its parts': score fusion (Wei et al. 2023, arXiv 2311.17136), in which query and
+candidate are compared by the sum of all pairwise similarities. UniIR's own code adds the vectors as
+they are, without bringing them to unit length: `uniir.py` does as it does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.content import Image, Item, Text
+from harness.errors import HarnessError
 from harness.media import frames, open_picture
 
 if TYPE_CHECKING:
@@ -37,16 +39,14 @@ class Parts:
     """A batch taken apart; a clip is one part of several pictures."""
 
     texts: list[str]
-    pictures: list[npt.NDArray[Any]]
+    pictures: list[Any]
     layout: Layout
 
 
-def take_apart(
-    items: Sequence[Item], see: Callable[[PIL.Image.Image], npt.NDArray[Any]], *, video_frames: int
-) -> Parts:
-    """All texts, and all pictures and frames as `see` turns them into arrays. Raises DataInvalid."""
+def take_apart(items: Sequence[Item], see: Callable[[PIL.Image.Image], Any], *, video_frames: int) -> Parts:
+    """All texts, and all pictures and frames as `see` makes them. Raises DataInvalid."""
     texts: list[str] = []
-    pictures: list[npt.NDArray[Any]] = []
+    pictures: list[Any] = []
     part_of_text: list[int] = []
     part_of_picture: list[int] = []
     item_of_part: list[int] = []
@@ -83,6 +83,13 @@ def _sums(rows: Tensor, group_of_row: Sequence[int]) -> Tensor:
     groups = torch.tensor(group_of_row, dtype=torch.long)
     sums = torch.zeros(int(groups.max()) + 1, rows.shape[1])
     return normalize(sums.index_add_(0, groups, normalize(rows, dim=-1)), dim=-1)
+
+
+def frames_asked(model: str, value: str) -> int:
+    """The option video-frames as a number; raises HarnessError."""
+    if not value.isdecimal() or int(value) < 1:
+        raise HarnessError(f"option video-frames of model {model!r} is a whole number from 1, not {value!r}")
+    return int(value)
 
 
 def stacked(pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -186,7 +186,7 @@ class QwenRerankFrontend:
         }
 
     def load(self, device: str) -> QwenReranker:
-        model = self.source.checkpoint.load(self.source.spec.dtype, head=True)
+        model = self.source.checkpoint.load(self.source.spec.dtype, spare=())
         return QwenReranker(model.to(device), self.source.vision, self.answers, listwise=self.listwise)
 
     def pieces(self, ask: Ask, shown: Mapping[Media, Seen]) -> list[list[Piece]]:

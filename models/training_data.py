@@ -26,3 +26,10 @@ NOT_MBEIR = dict.fromkeys(
 )
 """What recipes of texts and M-BEIR alone (LamRA, U-MARVEL but for CC3M) have not seen."""
 LAMRA_HELD_OUT = {**NOT_MBEIR, "CC3M": _NOT_NAMED}
+
+UNIIR_HELD_OUT = {**NOT_MBEIR, "Flickr30K": _NOT_NAMED, "CC3M": _NOT_NAMED}
+"""What M-BEIR alone has not seen; CLIP's own 400 million pairs are not published."""
+BLIP_LARGE = dict.fromkeys(
+    ("COCO", "Visual Genome", "CC3M"),
+    "BLIP's pre-training on 129 million pictures (arXiv 2201.12086, section 4.1), from which UniIR starts",
+)

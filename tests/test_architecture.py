@@ -38,6 +38,8 @@ HEAVY = {
     "pyarrow",
     "tokenizers",
     "huggingface_hub",
+    "sentence_transformers",
+    "sentencepiece",
 }
 FOLDERS = {"models": "harness.models", "tasks": "harness.tasks", "plugins": "harness.plugins"}
 

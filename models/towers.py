@@ -1,0 +1,261 @@
+"""CLIP and SigLIP through transformers: a text and a picture tower, fused by score.
+
+    harness eval -m clip-l -s demo
+    harness eval -m siglip --model-arg path=google/siglip2-so400m-patch14-384 -s demo
+
+Several parts are the normalised sum of unit vectors, as in `clip`; a clip is the mean of its frames'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.compat import allow_torchvision
+from harness.content import Item, Text, Video
+from harness.errors import CheckpointMissing, HarnessError
+from harness.media import frame_count
+from harness.model import ModelSpec, library_versions, options
+
+from .checkpoint import TOKENIZER, Checkpoint, quietly
+from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, take_apart
+from .text_encoder import checked_dtype
+from .tiny_towers import write_tiny_clip, write_tiny_siglip
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from torch import Tensor
+
+Ids = npt.NDArray[np.int64]
+
+_PATCH = {"clip": 32, "siglip": 16}
+_TOKENS = {"clip": 77, "siglip": 64}
+"""What transformers takes where config.json says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A folder's tokenizer and picture processor; `padded`: every text to the limit, as SigLIP is trained."""
+
+    folder: Path
+    max_tokens: int
+    padded: bool = False
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Any]:
+        """`ids` and `mask` [T, L], and how many texts were `cut` to the limit."""
+        tokenizer = tokenizer_at(self.folder)
+        kept = tokenizer(
+            list(texts),
+            padding="max_length" if self.padded else "longest",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        cut = sum(length > self.max_tokens for length in self._lengths(texts))
+        return {
+            "ids": kept["input_ids"].astype(np.int64),
+            "mask": kept["attention_mask"].astype(np.int64),
+            "cut": cut,
+        }
+
+    def count(self, text: str) -> int:
+        """The tokens that a text costs."""
+        return self.max_tokens if self.padded else min(self.max_tokens, *self._lengths([text]))
+
+    def see(self, picture: PIL.Image.Image) -> npt.NDArray[np.float32]:
+        """[3, height, width]"""
+        pixels = _processor_at(self.folder)(images=picture, return_tensors="np")["pixel_values"]
+        return np.asarray(pixels[0], np.float32)
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer_at(self.folder)(list(texts), verbose=False)["input_ids"]]
+
+
+@lru_cache(maxsize=8)
+def tokenizer_at(folder: Path) -> Any:
+    """transformers' tokenizer of a folder. Raises CheckpointMissing, HarnessError."""
+    allow_torchvision()
+    from transformers import AutoTokenizer
+
+    if (folder / "spiece.model").is_file() and importlib.util.find_spec("sentencepiece") is None:
+        raise HarnessError(f"the tokenizer in {folder} needs sentencepiece: pip install 'umr-harness[clip]'")
+    return _made(AutoTokenizer, folder, "tokenizer")
+
+
+@lru_cache(maxsize=8)
+def _processor_at(folder: Path) -> Any:
+    """PIL's resizing: what the published numbers were made with."""
+    allow_torchvision()
+    from transformers import AutoImageProcessor
+
+    return _made(AutoImageProcessor, folder, "picture processor", backend="pil")
+
+
+def _made(cls: Any, folder: Path, what: str, **settings: str) -> Any:
+    try:
+        with quietly():
+            return cls.from_pretrained(folder, local_files_only=True, **settings)
+    except Exception as error:  # the library raises whatever the file leads to
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointMissing(f"{folder} holds no {what} that transformers can make: {reason}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class TowersFrontend:
+    checkpoint: Checkpoint
+    inputs: Inputs
+    patches: int
+    dtype: str
+    video_frames: int
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {
+            "version": "1",
+            "architecture": self.checkpoint.architecture,
+            "weights": self.checkpoint.fingerprint,
+            "prompt": "bare text",
+            "max_tokens": str(self.inputs.max_tokens),
+            "fusion": "sum of unit vectors",
+            "dtype": self.dtype,
+            "video_frames": str(self.video_frames),
+            **library_versions("torch", "transformers", "tokenizers", "sentencepiece", "pillow"),
+        }
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        return ALL_MODALITIES
+
+    @property
+    def reads_instructions(self) -> bool:
+        return False
+
+    def cost(self, item: Item) -> int:
+        total = 0
+        for part in item.parts:
+            if isinstance(part, Text):
+                total += self.inputs.count(part.text)
+            else:
+                frames = frame_count(part, count=self.video_frames) if isinstance(part, Video) else 1
+                total += self.patches * frames
+        return total
+
+    def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
+        parts = take_apart(items, self.inputs.see, video_frames=self.video_frames)
+        texts = self.inputs.tokens(parts.texts) if parts.texts else {"ids": np.zeros(0, np.int64), "cut": 0}
+        return {
+            "ids": texts["ids"],
+            "pictures": stacked(parts.pictures),
+            "layout": parts.layout,
+            "cut": texts["cut"],
+        }
+
+    def load(self, device: str) -> TowersEmbedder:
+        return TowersEmbedder(Towers(self.checkpoint, self.dtype, device))
+
+
+class Towers:
+    """The loaded weights: rows as the projections leave them, not of unit length."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str, device: str) -> None:
+        self.model = checkpoint.load(dtype).to(device)
+        self.device = device
+
+    def texts(self, ids: Ids) -> Tensor:
+        """[T, D] float32. Without a mask: CLIP looks back only, SigLIP is trained to see its padding."""
+        import torch
+
+        with torch.inference_mode():
+            rows = self.model.get_text_features(input_ids=torch.from_numpy(ids).to(self.device))
+        return rows.pooler_output.float()  # type: ignore[no-any-return]
+
+    def pictures(self, pixels: npt.NDArray[np.float32]) -> Tensor:
+        """[P, D] float32 from [P, 3, height, width]."""
+        import torch
+
+        values = torch.from_numpy(pixels).to(self.device, self.model.dtype)
+        with torch.inference_mode():
+            rows = self.model.get_image_features(pixel_values=values)
+        return rows.pooler_output.float()  # type: ignore[no-any-return]
+
+
+class TowersEmbedder:
+    def __init__(self, towers: Towers) -> None:
+        self.towers = towers
+
+    def embed(self, batch: dict[str, Any]) -> Tensor:
+        """[B, D] float32 unit rows."""
+        layout: Layout = batch["layout"]
+        rows = []
+        if len(batch["ids"]):
+            rows.append(self.towers.texts(batch["ids"]))
+        if len(batch["pictures"]):
+            rows.append(self.towers.pictures(batch["pictures"]))
+        return fuse(rows, layout)
+
+
+def inputs_of(checkpoint: Checkpoint, architecture: str) -> tuple[Inputs, int]:
+    """What a CLIP or SigLIP takes, and how many patches a picture has. Raises CheckpointMissing."""
+    config = checkpoint.config()
+    checkpoint.file("preprocessor_config.json")
+    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+    limit = int(text.get("max_position_embeddings", _TOKENS[architecture]))
+    side = int(vision.get("image_size", 224)) // int(vision.get("patch_size", _PATCH[architecture]))
+    return Inputs(checkpoint.small_files(), limit, padded=architecture == "siglip"), side * side
+
+
+def _open(name: str, repo: str, architecture: str, given: Mapping[str, str]) -> TowersFrontend:
+    given = {key.replace("_", "-"): value for key, value in given.items()}
+    defaults = {"path": repo, "revision": "main", "dtype": "float32", "video-frames": "8"}
+    chosen = options(name, given, defaults)
+    dtype = checked_dtype(name, chosen["dtype"])
+    frames = frames_asked(name, chosen["video-frames"])
+    checkpoint = Checkpoint.at(
+        chosen["path"], chosen["revision"], architecture=architecture, beside=TOKENIZER
+    )
+    return TowersFrontend(checkpoint, *inputs_of(checkpoint, architecture), dtype, frames)
+
+
+CLIP_L = ModelSpec(
+    name="clip-l",
+    title="CLIP ViT-L/14 (OpenAI), score fusion",
+    open=partial(_open, "clip-l", "openai/clip-vit-large-patch14", "clip"),
+    tiny=write_tiny_clip,
+    source="https://huggingface.co/openai/clip-vit-large-patch14",
+    licence="MIT",
+    paper_ref="arXiv 2103.00020",
+    trained_on={"WebImageText": "arXiv 2103.00020, section 2.2: 400 million pairs, not published"},
+    input_spec={
+        "image": "shorter side 224 px, centre crop",
+        "text": "77 tokens",
+        "video": "8 frames (option video-frames)",
+        "several parts": "sum of unit vectors",
+        "instructions": "not read",
+    },
+)
+
+SIGLIP = ModelSpec(
+    name="siglip",
+    title="SigLIP So400m/14, 384 px, score fusion",
+    open=partial(_open, "siglip", "google/siglip-so400m-patch14-384", "siglip"),
+    tiny=write_tiny_siglip,
+    source="https://huggingface.co/google/siglip-so400m-patch14-384",
+    licence="Apache-2.0",
+    paper_ref="arXiv 2303.15343",
+    trained_on={"WebLI": "model card of google/siglip-so400m-patch14-384; not published"},
+    input_spec={
+        "image": "384 x 384 px, not cropped",
+        "text": "64 tokens, always padded to them",
+        "video": "8 frames (option video-frames)",
+        "several parts": "sum of unit vectors",
+        "instructions": "not read",
+    },
+)
