@@ -108,8 +108,9 @@ def _errors(lines: Iterable[str]) -> tuple[Finding, ...]:
 
 
 def _is_miniature(data: Path, needs: Sequence[Need]) -> bool:
-    folders = [need.path.parts[0] for need in needs if not need.path.is_absolute()]
-    return bool(folders) and Need(Path(folders[0], MINIATURE), "").find(data) is not None
+    tops = [need.path.parts[0] for need in needs if not need.path.is_absolute()]
+    markers = (Path(tops[0], MINIATURE), Path(f"{tops[0]}.{MINIATURE}")) if tops else ()
+    return any(Need(marker, "").find(data) is not None for marker in markers)
 
 
 def _unreadable(task: str, collection: Collection) -> Iterator[str]:

@@ -19,9 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.content import Candidate, modality
 from harness.digest import Digests, digest
@@ -64,12 +65,7 @@ def open_table(source: Path, fields: Fields, make: Make, *, variant: str, media_
     file that cannot be read; StorageError.
     """
     folder = cache_dir().absolute() / "tables"
-    digests = Digests(cache_dir() / "digests.sqlite")
-    try:
-        content = digests(source)
-    except OSError as error:
-        raise DataMissing(f"{source} cannot be read ({(error.strerror or str(error)).lower()})") from error
-    digests.save()
+    content = _content(source)
     keys = astuple(fields)
     path = folder / f"{digest([FORMAT, content, keys], length=32)}.arrow"
     fingerprint = digest([content, keys, variant, str(media_root)], length=32)
@@ -78,6 +74,36 @@ def open_table(source: Path, fields: Fields, make: Make, *, variant: str, media_
     except StorageError:
         write_atomic(path, lambda file: _build(source, fields, file))
         return Table(path, make, fingerprint)
+
+
+def remembered(source: Path, kind: str, scan: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """What `scan` finds in the file `source`, one number or row of numbers each, memory-mapped.
+
+    It is kept in the cache folder under the digest of the file's bytes and `kind`, which names
+    all else that decides the numbers. Raises DataMissing for a file that cannot be read; StorageError.
+    """
+    path = cache_dir().absolute() / "tables" / f"{digest([kind, _content(source)], length=32)}.npy"
+    try:
+        return _numbers(path)
+    except (OSError, ValueError):
+        write_atomic(path, lambda file: np.save(file, scan(), allow_pickle=False))
+        return _numbers(path)
+
+
+def _numbers(path: Path) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _content(source: Path) -> str:
+    """The digest of a file's bytes."""
+    digests = Digests(cache_dir() / "digests.sqlite")
+    try:
+        content = digests(source)
+    except OSError as error:
+        raise DataMissing(f"{source} cannot be read ({(error.strerror or str(error)).lower()})") from error
+    digests.save()
+    return content
 
 
 class Table(Sequence[Candidate]):

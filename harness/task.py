@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from harness.metrics import Metric
 from harness.run import Run
 
 MINIATURE = "miniature.json"
-"""A file of this name in a data set's folder says that it is a miniature: its counts are its own."""
+"""A file of this name in a data set's folder says that it is a miniature: its counts are its own.
+A data set that is one file has it beside itself, as in `pairs.csv.miniature.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +59,43 @@ def only(
     return split
 
 
+def choose(task: str, protocol: Protocol, texts: Sequence[str]) -> tuple[str, ...]:
+    """Those of a task's instructions that a query's one is drawn from under the protocol's policy.
+
+    Raises NoSuchInstruction for a number that the task does not have, DataInvalid for an unknown policy.
+    """
+    policy, n = protocol.instructions, len(texts)
+    numbers = "1" if n == 1 else f"1 to {n}"
+    if policy == "none":
+        return ()
+    if policy == "hash":
+        return tuple(texts)
+    if policy != "first" and not policy.isdecimal():
+        raise DataInvalid(
+            f"{task} knows no instruction policy {policy!r}:"
+            f" use --instructions hash, first, none or {numbers}"
+        )
+    at = 1 if policy == "first" else int(policy)
+    if not 1 <= at <= n:
+        has = "one instruction" if n == 1 else f"{n} instructions"
+        raise NoSuchInstruction(f"{task} has {has}, no number {at}: use --instructions {numbers}")
+    return (texts[at - 1],)
+
+
+def draw(protocol: Protocol, task: str, query: str, texts: Sequence[str]) -> str | None:
+    """The one of these that a query gets, the same on every machine and in every process."""
+    if not texts:
+        return None
+    name = f"{protocol.seed}:{task}:{query}"
+    return texts[int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") % len(texts)]
+
+
 def one_instruction(task: str, protocol: Protocol, text: str | None) -> str | None:
     """What a task with a single instruction says under the protocol's policy.
 
     Raises NoSuchInstruction for number 2 and beyond, DataInvalid for an unknown policy.
     """
-    policy = protocol.instructions
-    if policy == "none":
-        return None
-    if policy in ("hash", "first", "1"):
-        return text
-    if policy.isdecimal():
-        raise NoSuchInstruction(f"{task} has one instruction, no number {policy}: use --instructions first")
-    raise DataInvalid(
-        f"{task} knows no instruction policy {policy!r}: use --instructions hash, first, none or 1"
-    )
+    return text if choose(task, protocol, ("",)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +128,7 @@ class Need:
     """A file or folder that a task reads, and where to get it.
 
     `path` is relative to the data root; an absolute one (inside an installed package) stands for
-    itself. `otherwise` are further places that serve as well.
+    itself. `otherwise` are further places that serve as well, also relative or absolute.
     """
 
     path: Path
@@ -123,9 +147,9 @@ class Need:
 
     def find(self, data_root: Path) -> Path | None:
         """Where it lies, or None. The case of the name does not matter where it is not exact."""
-        for place in (data_root / self.path, *self.otherwise):
-            if place.exists():
-                return place
+        for place in (self.path, *self.otherwise):
+            if (data_root / place).exists():
+                return data_root / place
         if not self.path.is_absolute():
             return _any_case(data_root, self.path.parts)
         return None
@@ -191,12 +215,15 @@ class Task:
     """What else a run of this task tells, kept as `analysis` in the result."""
     facts: tuple[Fact, ...] = ()
     """The counts of the published data, compared by `harness data status` and noted in results."""
+    wordings: Callable[[Path, Protocol], tuple[str, ...]] | None = None
+    """`wordings(data_root, protocol)` are all the instructions that a query's one is drawn from, so
+    that training can draw anew at each visit; None: every query has its own, or none."""
+    rows: Callable[[Path, Protocol], Sequence[str]] | None = None
+    """`rows(data_root, protocol)` are the ids of the queries in the order of training, repeats
+    included; None: every query once."""
     convert: Callable[[Path], Iterator[str]] | None = None
     """`convert(data_root)` rewrites an original file that is not read as it is (a pickle) beside
     itself, and gives a line for each thing done."""
-
-    wordings: Callable[[Path, Protocol], tuple[str, ...]] | None = None
-    rows: Callable[[Path, Protocol], Sequence[str]] | None = None
 
     @property
     def headline(self) -> Metric:

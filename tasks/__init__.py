@@ -6,6 +6,7 @@ from harness.hookspecs import hookimpl
 from harness.task import Suite, Task
 
 from . import (
+    cc3m,
     ccneg,
     circo,
     coco,
@@ -16,9 +17,12 @@ from . import (
     msrvtt,
     msvd,
     multiturn_fashioniq,
+    nli,
     sharegpt4v,
+    sharegpt4v_train,
     stamps,
     sugarcrepe,
+    tart,
     urban1k,
     visdial,
     vist,
@@ -45,6 +49,10 @@ def harness_tasks() -> tuple[Task, ...]:
         *sugarcrepe.TASKS,
         *msrvtt.TASKS,
         *msvd.TASKS,
+        nli.TASK,
+        cc3m.TASK,
+        sharegpt4v_train.TASK,
+        tart.TASK,
     )
 
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +34,12 @@ import numpy.typing as npt
 
 from harness.collection import Collection, Pool, Subset
 from harness.content import Candidate, Image, Part, Query, Text, modality
-from harness.errors import DataInvalid, NoSuchInstruction
+from harness.errors import DataInvalid
 from harness.files import escapes, numbered_jsonl
 from harness.metrics import MRR, NDCG, Hit, Metric, Recall
 from harness.run import Run
-from harness.table import Fields, Table, open_table
-from harness.task import Column, Need, Protocol, Suite, Task, only
+from harness.table import Fields, Table, open_table, remembered
+from harness.task import Column, Need, Protocol, Suite, Task, choose, draw, only
 
 from .mbeir_layout import (
     BY_NAME,
@@ -48,18 +47,22 @@ from .mbeir_layout import (
     HOMES,
     IMAGES,
     INSTRUCTIONS,
+    LINKED,
+    QID_SPAN,
     ROOT,
     ROWS,
     SPLITS,
     TRAIN_POOL,
+    TRAIN_ROWS,
     Row,
     kinds,
     need,
+    number,
     read_instructions,
 )
 from .mbeir_verify import verify
 from .mbeir_world import mini
-from .wording import formatted
+from .wording import following
 
 Place = Literal["local", "global", "heldout"]
 Instruct = Callable[[str], str | None]
@@ -81,7 +84,8 @@ def load(row: Row, place: Place, data_root: Path, protocol: Protocol) -> Collect
     """The task `row` in the pool `place`, on the split and with the instructions of the protocol."""
     name = f"mbeir-{place}/{row.name}"
     split = only(name, protocol, splits=SPLITS, compat=(IMAGE_PROMPT,))
-    queries, known = _queries(row, split, data_root, _instruct(row, protocol, data_root))
+    prompts = wordings(row, data_root, protocol)
+    queries, known = _queries(row, split, data_root, lambda qid: draw(protocol, row.name, qid, prompts))
     return Collection(
         queries=queries,
         pool=_pool(row, place, split, data_root, padded=IMAGE_PROMPT in protocol.compat),
@@ -92,14 +96,21 @@ def load(row: Row, place: Place, data_root: Path, protocol: Protocol) -> Collect
 def needs(row: Row, place: Place, protocol: Protocol) -> tuple[Need, ...]:
     split = only(f"mbeir-{place}/{row.name}", protocol, splits=SPLITS, compat=(IMAGE_PROMPT,))
     paths = [row.query_file(split), row.qrels_file(split)]
-    paths += dict.fromkeys(other.pool_file(split) for other in _pool_rows(row, place))
+    paths += dict.fromkeys(other.pool_file(split) for other in _pool_rows(row, place, split))
+    if split == "train":
+        paths.append(TRAIN_ROWS)
     if protocol.instructions != "none":
         paths.append(INSTRUCTIONS)
     return (*map(need, paths), need(IMAGES, media=True))
 
 
-def _pool_rows(row: Row, place: Place) -> tuple[Row, ...]:
-    """The tasks whose pools are searched."""
+def _pool_rows(row: Row, place: Place, split: str) -> tuple[Row, ...]:
+    """The tasks whose pools are searched.
+
+    In training OVEN and InfoSeek share theirs, as U-MARVEL mines: each has positives in both.
+    """
+    if place == "local" and split == "train" and row.dataset in LINKED:
+        return tuple(r for r in ROWS if r.dataset in LINKED and r.task_id == row.task_id)
     if place == "local":
         return (row,)
     return ROWS if place == "global" else tuple(BY_NAME[name] for name in HELD_OUT)
@@ -111,8 +122,8 @@ def _queries(row: Row, split: str, data_root: Path, instruct: Instruct) -> tuple
     root = need(ROOT).require(data_root)
     queries = []
     known: set[str] = set()
-    for number, record in numbered_jsonl(path, ("qid",)):
-        place = f"{path}, line {number}"
+    for line, record in numbered_jsonl(path, ("qid",)):
+        place = f"{path}, line {line}"
         qid = _string(record, "qid", place)
         if not qid or qid in known:
             raise DataInvalid(f"{place}: query id {qid!r} {'occurs twice' if qid else 'is empty'}")
@@ -153,15 +164,8 @@ def _parts(
     shown = there & kinds(modality) or there
     parts: list[Part] = [Image(root / image)] if image and "image" in shown else []
     if text is not None and "text" in shown:
-        parts.append(Text(_following(instruction, text)))
+        parts.append(Text(following(instruction, text)))
     return tuple(parts)
-
-
-def _following(instruction: str | None, text: str) -> str:
-    """The part of the official query text that stands behind the instruction."""
-    if not instruction:
-        return formatted(text)
-    return formatted(f"{instruction} {text}")[len(instruction) + 1 :]
 
 
 def _candidate(
@@ -174,7 +178,7 @@ def _candidate(
 
 
 def _pool(row: Row, place: Place, split: str, data_root: Path, *, padded: bool) -> Pool:
-    rows = _pool_rows(row, place)
+    rows = _pool_rows(row, place, split)
     root = need(ROOT).require(data_root)
 
     def table(path: Path) -> Table:
@@ -183,7 +187,7 @@ def _pool(row: Row, place: Place, split: str, data_root: Path, *, padded: bool) 
         return open_table(source, _FIELDS, make, variant=f"mbeir-1 padded={padded}", media_root=root)
 
     if split == "train":
-        pools = _train_pools(table(TRAIN_POOL), rows)
+        pools = _train_pools(need(TRAIN_POOL).require(data_root), table(TRAIN_POOL), rows)
     else:
         pools = tuple(Pool(r.name, table(r.pool_file(split))) for r in rows)
     name = f"mbeir-{place}/{row.name}" if place == "local" else f"mbeir-{place}"
@@ -192,14 +196,44 @@ def _pool(row: Row, place: Place, split: str, data_root: Path, *, padded: bool) 
     )
 
 
-def _train_pools(table: Table, rows: Sequence[Row]) -> tuple[Pool, ...]:
+def _train_pools(source: Path, table: Table, rows: Sequence[Row]) -> tuple[Pool, ...]:
     """The train pool holds all tasks' candidates, in the order of their ids: cut it into tasks."""
-    places: dict[str, list[int]] = {row.name: [] for row in rows}
-    for at, candidate in enumerate(table):
-        home = _home(candidate)
-        if home is not None and home.name in places:
-            places[home.name].append(at)
-    return tuple(Pool(name, Subset(table, np.array(p, dtype=np.int64))) for name, p in places.items() if p)
+    homes = remembered(source, "mbeir-homes-1", lambda: _homes(table))
+    places = {row.name: np.flatnonzero(homes == ROWS.index(row)) for row in rows}
+    return tuple(Pool(name, Subset(table, at)) for name, at in places.items() if len(at))
+
+
+def _homes(table: Table) -> npt.NDArray[np.int8]:
+    """The index of each candidate's task, -1 where it is of no known data set, [N]."""
+    homes = map(_home, table)
+    return np.fromiter((-1 if home is None else ROWS.index(home) for home in homes), np.int8, len(table))
+
+
+def rows(row: Row, place: Place, data_root: Path, protocol: Protocol) -> list[str]:
+    """The task's queries in the order of training: the up-sampled rows of all tasks, cut to it."""
+    name = f"mbeir-{place}/{row.name}"
+    if only(name, protocol, splits=SPLITS, compat=(IMAGE_PROMPT,)) != "train":
+        raise DataInvalid(f"{name} has training rows in its split 'train' alone: use --split train")
+    source = need(TRAIN_ROWS).require(data_root)
+    every = remembered(source, "mbeir-rows-1", lambda: _union_rows(source))
+    mine = every[every[:, 0] == ROWS.index(row), 1]
+    return [f"{row.dataset_id}:{n}" for n in mine]
+
+
+def _union_rows(source: Path) -> npt.NDArray[np.int32]:
+    """The index of each row's task, and the number of its query in the data set, [N, 2]."""
+    indices = {f"{row.dataset_id} {row.task_id}": i for i, row in enumerate(ROWS)}
+    found = []
+    for line, record in numbered_jsonl(source, ("qid", "task_id")):
+        qid, task_id = record["qid"], record["task_id"]
+        dataset, n = divmod(number(str(qid), QID_SPAN) or 0, QID_SPAN)
+        index = indices.get(f"{dataset} {task_id}")
+        if index is None or not n:
+            raise DataInvalid(
+                f"{source}, line {line}: qid {qid!r} with task_id {task_id!r} is in none of the 16 tasks"
+            )
+        found.append((index, n))
+    return np.array(found, dtype=np.int32).reshape(-1, 2)
 
 
 def _home(candidate: Candidate) -> Row | None:
@@ -216,47 +250,27 @@ def _qrels(
     path = need(row.qrels_file(split)).require(data_root)
     qrels: dict[str, dict[str, int]] = {}
     with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            columns = line.split()
+        for line, text in enumerate(file, 1):
+            columns = text.split()
             if not columns:
                 continue
             if len(columns) not in (4, 5) or not columns[3].isdecimal():
-                raise DataInvalid(f"{path}, line {number}: not `qid 0 did 1 task_id`: {line.strip()[:80]!r}")
+                raise DataInvalid(f"{path}, line {line}: not `qid 0 did 1 task_id`: {text.strip()[:80]!r}")
             qid, _, did, grade = columns[:4]
             if qid in asked:
                 qrels.setdefault(qid, {})[did] = int(grade)
             elif qid not in known:
                 raise DataInvalid(
-                    f"{path}, line {number}: query {qid!r} is not in {row.query_file(split).as_posix()}"
+                    f"{path}, line {line}: query {qid!r} is not in {row.query_file(split).as_posix()}"
                 )
     return qrels
 
 
-def _instruct(row: Row, protocol: Protocol, data_root: Path) -> Instruct:
-    """From a query id to its instruction, under the protocol's policy."""
-    policy = protocol.instructions
-    if policy == "none":
-        return lambda qid: None
-    prompts = read_instructions(data_root, row)
-    if policy == "hash":
-        return lambda qid: prompts[_draw(f"{protocol.seed}:{row.name}:{qid}", len(prompts))]
-    if policy != "first" and not policy.isdecimal():
-        raise DataInvalid(
-            f"{row.name} knows no instruction policy {policy!r}:"
-            " use --instructions hash, first, none or 1 to 4"
-        )
-    at = 1 if policy == "first" else int(policy)
-    if not 1 <= at <= len(prompts):
-        raise NoSuchInstruction(
-            f"{row.name} has {len(prompts)} instructions in {INSTRUCTIONS.as_posix()}, no number {at}:"
-            f" use --instructions 1 to {len(prompts)}"
-        )
-    return lambda qid: prompts[at - 1]
-
-
-def _draw(text: str, n: int) -> int:
-    """A number below n, the same for a text on every machine and in every process."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % n
+def wordings(row: Row, data_root: Path, protocol: Protocol) -> tuple[str, ...]:
+    """The prompts that a query's instruction is drawn from under the protocol's policy."""
+    if protocol.instructions == "none":
+        return ()
+    return choose(row.name, protocol, read_instructions(data_root, row))
 
 
 def analyse(row: Row, collection: Collection, run: Run) -> dict[str, Any]:
@@ -398,8 +412,10 @@ def _task(row: Row, place: Place) -> Task:
         source="huggingface.co/datasets/TIGER-Lab/M-BEIR",
         licence="MIT (TIGER-Lab/M-BEIR); the pictures and texts under the licences of their data sets",
         derived_from=DERIVED_FROM.get(row.dataset, (row.dataset,)),
-        verify=partial(verify, row, _pool_rows(row, place)),
+        verify=partial(verify, row, _pool_rows(row, place, "test")),
         analyse=None if place == "local" else partial(analyse, row),
+        wordings=partial(wordings, row),
+        rows=partial(rows, row, place),
     )
 
 

@@ -60,6 +60,7 @@ MODALITIES = {
 """Task number → modality of its queries and of its candidates; 5 (image → image,text) is not used."""
 
 TRAIN_POOL = ROOT / "cand_pool/global/mbeir_union_train_cand_pool.jsonl"
+TRAIN_ROWS = ROOT / "query/union_train/mbeir_union_up_train.jsonl"
 INSTRUCTIONS = ROOT / "instructions/query_instructions.tsv"
 IMAGES = ROOT / "mbeir_images"
 

@@ -27,6 +27,7 @@ from .mbeir_layout import (
     ROOT,
     ROWS,
     SPLITS,
+    TRAIN_ROWS,
     Row,
     kinds,
     need,
@@ -87,6 +88,7 @@ def verify(row: Row, pools: Sequence[Row], data_root: Path, protocol: Protocol, 
     """
     split = protocol.split or SPLITS[0]
     paths = [row.query_file(split), row.qrels_file(split), INSTRUCTIONS, IMAGES]
+    paths += [TRAIN_ROWS] if split == "train" else []
     missing = [n for n in (need(p, media=p == IMAGES) for p in paths) if n.find(data_root) is None]
     missing += [
         n for n in dict.fromkeys(need(r.pool_file(split)) for r in pools) if n.find(data_root) is None

@@ -124,6 +124,18 @@ def write(folder: Path, files: Mapping[str, Any]) -> None:
         place.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_file(path: Path, content: str) -> None:
+    """Write a data set that is one file, and the marker of a miniature beside it; see `write`."""
+    marker = path.with_name(f"{path.name}.{MINIATURE}")
+    if marker.exists():
+        return
+    if path.exists():
+        raise DataInvalid(f"{path} is there and no miniature: choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode())
+    marker.write_text("{}", encoding="utf-8")
+
+
 def pickled(value: Any, *, python2: bool = False) -> bytes:
     """A pickle (protocol 2) of dicts, lists, texts, whole numbers and None, made by hand so that nothing
     here imports what can read one too. Python 2 wrote texts as byte strings."""

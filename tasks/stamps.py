@@ -12,31 +12,75 @@ from which come, with the path below the collection as the picture's id,
     text-to-image-de   "Ein Pinguin."  ->  the same, among the same pictures
     image-to-text-en   animals/birds/penguin  ->  "A penguin."
     image-to-category  animals/birds/penguin  ->  grade 2: the other animals/birds; grade 1: other animals
+    category-to-image  "Animals, birds."  ->  all animals/birds
+    translation        "Ein Pinguin."  ->  "A penguin." among the English captions
 
 Debian's package 2022.06.04 has 498 distinct English captions. Letters and signs (`symbols/`) are
 left out, as are stamps that exist as drawings only (.svg) and mirrored pictures without a text. A
 picture without a caption in a language stays in the pool of that language and is asked for by
 nobody. One picture lies in two categories (`fireman240a` in `military` and `people`).
+
+The split `all` is the published one. `train` and `test` cut the pictures about four to one, each with
+its own queries and pool: pictures whose captions are equal in any language, but for case and
+punctuation, stay together, so that no caption is asked for in both. There an instruction is drawn
+from several wordings; the whole is asked with the first.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 from harness.collection import Collection, Pool
-from harness.content import Candidate, Image, Query, Text
+from harness.content import Candidate, Image, Part, Query, Text
 from harness.errors import DataInvalid
 from harness.metrics import MAP, MRR, NDCG, Hit, Metric, Recall
-from harness.task import Column, Need, Protocol, Suite, Task, one_instruction, only
+from harness.task import Column, Need, Protocol, Suite, Task, choose, draw, only
 
 _REMEDY = "apt-get install tuxpaint-stamps-default, or put its usr/share/tuxpaint/stamps there"
 _NEED = Need(Path("stamps"), _REMEDY, otherwise=(Path("/usr/share/tuxpaint/stamps"),))
 _STYLES = frozenset({"cartoon", "plastic", "toys"})
 """Folders that say how a thing is drawn, not what it is."""
+
+SPLITS = ("all", "train", "test")
+_HELD_OUT = 5
+"""One group of captions in so many is held out for `test`."""
+
+_TO_IMAGE, _TO_TEXT, _TO_CATEGORY = "text-to-image", "image-to-text-en", "image-to-category"
+_FROM_CATEGORY, _TRANSLATION = "category-to-image", "translation"
+_WORDINGS = {
+    _TO_IMAGE: (
+        "Find a picture of what the caption names.",
+        "Show me a picture that goes with this caption.",
+        "Which picture shows the thing that is named here?",
+    ),
+    _TO_TEXT: (
+        "Find the caption that names what the picture shows.",
+        "Say in a few words what is to be seen.",
+        "Which caption belongs to this picture?",
+    ),
+    _TO_CATEGORY: (
+        "Find a picture of something of the same kind.",
+        "Show me another picture of this category.",
+        "What else belongs to the same group of things?",
+    ),
+    _FROM_CATEGORY: (
+        "Find a picture of something that belongs to this category.",
+        "Show me an example of this kind of thing.",
+        "Which picture shows a member of the group that is named here?",
+    ),
+    _TRANSLATION: (
+        "Find the English caption that says the same.",
+        "How is this said in English?",
+        "Retrieve the English translation of this caption.",
+    ),
+}
+"""By kind of task; the first of them is the instruction of the split `all`."""
 
 LANGUAGES = {
     "en": "English",
@@ -150,6 +194,36 @@ def _captions(text: Path) -> dict[str, str]:
     return {language: caption for language, caption in captions.items() if caption}
 
 
+def of_split(stamps: Sequence[Stamp], split: str) -> list[Stamp]:
+    """The stamps of a split, in their order."""
+    if split == "all":
+        return list(stamps)
+    groups = _groups(stamps)
+    return [stamp for stamp in stamps if _is_held_out(groups[stamp.id]) == (split == "test")]
+
+
+def _is_held_out(group: str) -> bool:
+    return int.from_bytes(blake2b(f"test:{group}".encode(), digest_size=8).digest(), "big") % _HELD_OUT == 0
+
+
+def _groups(stamps: Sequence[Stamp]) -> dict[str, str]:
+    """Stamp → the first id of its group: stamps with near-equal captions, and those with theirs."""
+    first = {stamp.id: stamp.id for stamp in stamps}
+
+    def root(id: str) -> str:
+        while first[id] != id:
+            id = first[id]
+        return id
+
+    met: dict[tuple[str, str], str] = {}
+    for stamp in stamps:
+        for language in LANGUAGES.keys() & stamp.captions.keys():
+            words = " ".join(re.findall(r"\w+", stamp.captions[language].casefold()))
+            one, other = sorted((root(stamp.id), root(met.setdefault((language, words), stamp.id))))
+            first[other] = one
+    return {id: root(id) for id in first}
+
+
 def _by_caption(stamps: Sequence[Stamp], language: str) -> dict[str, list[Stamp]]:
     """Distinct caption → the stamps that have it."""
     found: defaultdict[str, list[Stamp]] = defaultdict(list)
@@ -161,44 +235,109 @@ def _by_caption(stamps: Sequence[Stamp], language: str) -> dict[str, list[Stamp]
     return dict(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a task is asked under a protocol: its stamps and its instructions."""
+
+    name: str
+    protocol: Protocol
+    stamps: Sequence[Stamp]
+    pool: str
+    wordings: tuple[str, ...]
+
+    def query(self, id: str, part: Part) -> Query:
+        return Query(id, (part,), draw(self.protocol, self.name, id, self.wordings))
+
+    def pictures(self) -> Pool:
+        return Pool(self.pool, [stamp.candidate() for stamp in self.stamps])
+
+    def captions(self, ids: Mapping[str, str]) -> Pool:
+        return Pool(f"{self.pool}-en", [Candidate(id, (Text(caption),)) for caption, id in ids.items()])
+
+
+def _asked(kind: str, name: str, data_root: Path, protocol: Protocol) -> _Asked:
+    split = only(name, protocol, splits=SPLITS)
+    stamps = of_split(read(_NEED.require(data_root)), split)
+    if not stamps:
+        raise DataInvalid(f"{name} has no picture in its split {split!r}: {_REMEDY}")
+    pool = "stamps" if split == "all" else f"stamps-{split}"
+    return _Asked(name, protocol, stamps, pool, wordings(kind, name, data_root, protocol))
+
+
+def wordings(kind: str, name: str, data_root: Path, protocol: Protocol) -> tuple[str, ...]:
+    split = only(name, protocol, splits=SPLITS)
+    texts = _WORDINGS[kind]
+    return choose(name, protocol, texts[:1] if split == "all" else texts)
+
+
 def _text_to_image(language: str, data_root: Path, protocol: Protocol) -> Collection:
-    name = f"stamps/text-to-image-{language}"
-    only(name, protocol)
-    stamps = read(_NEED.require(data_root))
-    instruction = one_instruction(name, protocol, "Find a picture of what the caption names.")
-    asked = {f"{language}:{same[0].id}": (c, same) for c, same in _by_caption(stamps, language).items()}
+    asked = _asked(_TO_IMAGE, f"stamps/text-to-image-{language}", data_root, protocol)
+    found = {f"{language}:{same[0].id}": (c, same) for c, same in _by_caption(asked.stamps, language).items()}
     return Collection(
-        queries=[Query(id, (Text(caption),), instruction) for id, (caption, _) in asked.items()],
-        pool=Pool("stamps", [stamp.candidate() for stamp in stamps]),
-        qrels={id: {stamp.id: 1 for stamp in same} for id, (_, same) in asked.items()},
+        queries=[asked.query(id, Text(caption)) for id, (caption, _) in found.items()],
+        pool=asked.pictures(),
+        qrels={id: {stamp.id: 1 for stamp in same} for id, (_, same) in found.items()},
     )
 
 
+def _english(stamps: Sequence[Stamp]) -> dict[str, str]:
+    """Distinct English caption → its id, named after the first picture."""
+    return {caption: f"en:{same[0].id}" for caption, same in _by_caption(stamps, "en").items()}
+
+
 def _image_to_text(data_root: Path, protocol: Protocol) -> Collection:
-    name = "stamps/image-to-text-en"
-    only(name, protocol)
-    stamps = read(_NEED.require(data_root))
-    ids = {caption: f"en:{same[0].id}" for caption, same in _by_caption(stamps, "en").items()}
-    instruction = one_instruction(name, protocol, "Find the caption that names what the picture shows.")
-    asked = [stamp for stamp in stamps if "en" in stamp.captions]
+    asked = _asked(_TO_TEXT, "stamps/image-to-text-en", data_root, protocol)
+    ids = _english(asked.stamps)
+    named = [stamp for stamp in asked.stamps if "en" in stamp.captions]
     return Collection(
-        queries=[Query(stamp.id, (Image(stamp.path),), instruction) for stamp in asked],
-        pool=Pool("stamps-en", [Candidate(id, (Text(caption),)) for caption, id in ids.items()]),
-        qrels={stamp.id: {ids[stamp.captions["en"]]: 1} for stamp in asked},
+        queries=[asked.query(stamp.id, Image(stamp.path)) for stamp in named],
+        pool=asked.captions(ids),
+        qrels={stamp.id: {ids[stamp.captions["en"]]: 1} for stamp in named},
+    )
+
+
+def _translation(data_root: Path, protocol: Protocol) -> Collection:
+    asked = _asked(_TRANSLATION, "stamps/translation", data_root, protocol)
+    ids = _english(asked.stamps)
+    named = [stamp for stamp in asked.stamps if "en" in stamp.captions]
+    found = {
+        f"{language}:{same[0].id}": (caption, {ids[stamp.captions["en"]]: 1 for stamp in same})
+        for language in LANGUAGES
+        if language != "en"
+        for caption, same in _by_caption(named, language).items()
+    }
+    return Collection(
+        queries=[asked.query(id, Text(caption)) for id, (caption, _) in found.items()],
+        pool=asked.captions(ids),
+        qrels={id: positives for id, (_, positives) in found.items()},
     )
 
 
 def _image_to_category(data_root: Path, protocol: Protocol) -> Collection:
-    name = "stamps/image-to-category"
-    only(name, protocol)
-    stamps = read(_NEED.require(data_root))
-    instruction = one_instruction(name, protocol, "Find a picture of something of the same kind.")
-    qrels = _alike(stamps)
+    asked = _asked(_TO_CATEGORY, "stamps/image-to-category", data_root, protocol)
+    qrels = _alike(asked.stamps)
     return Collection(
-        queries=[Query(s.id, (Image(s.path),), instruction) for s in stamps if s.id in qrels],
-        pool=Pool("stamps", [stamp.candidate() for stamp in stamps]),
+        queries=[asked.query(s.id, Image(s.path)) for s in asked.stamps if s.id in qrels],
+        pool=asked.pictures(),
         qrels=qrels,
         exclude={id: [id] for id in qrels},
+    )
+
+
+def _category_to_image(data_root: Path, protocol: Protocol) -> Collection:
+    """Top folders and the categories in them: "Animals." and "Animals, birds." """
+    asked = _asked(_FROM_CATEGORY, "stamps/category-to-image", data_root, protocol)
+    members: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    for stamp in asked.stamps:
+        for category in {stamp.category[:1], stamp.category}:
+            members[category][stamp.id] = 1
+    qrels = {"/".join(category): dict(found) for category, found in sorted(members.items())}
+    return Collection(
+        queries=[
+            asked.query(id, Text(f"{id.replace('/', ', ').replace('_', ' ').capitalize()}.")) for id in qrels
+        ],
+        pool=asked.pictures(),
+        qrels=qrels,
     )
 
 
@@ -282,10 +421,15 @@ def _draw(path: Path, i: int) -> None:
 
 
 def _task(
-    name: str, title: str, load: Callable[[Path, Protocol], Collection], metrics: tuple[Metric, ...]
+    kind: str,
+    title: str,
+    load: Callable[[Path, Protocol], Collection],
+    metrics: tuple[Metric, ...],
+    language: str | None = None,
 ) -> Task:
+    name = f"stamps/{kind}-{language}" if language else f"stamps/{kind}"
     return Task(
-        name=f"stamps/{name}",
+        name=name,
         title=f"Tux Paint stamps: {title}",
         load=load,
         metrics=metrics,
@@ -293,6 +437,7 @@ def _task(
         mini=_mini,
         source="Tux Paint stamps, Debian package tuxpaint-stamps-default, tuxpaint.org",
         licence="GPL-2.0",
+        wordings=partial(wordings, kind, name),
     )
 
 
@@ -300,16 +445,20 @@ _RETRIEVAL = (Hit(1), Hit(5), Hit(10), Recall(5), MRR(10), NDCG(10))
 
 TASKS = (
     *(
-        _task(f"text-to-image-{code}", f"{name} caption → picture", partial(_text_to_image, code), _RETRIEVAL)
+        _task(_TO_IMAGE, f"{name} caption → picture", partial(_text_to_image, code), _RETRIEVAL, code)
         for code, name in LANGUAGES.items()
     ),
-    _task("image-to-text-en", "picture → English caption", _image_to_text, _RETRIEVAL),
+    _task(_TO_TEXT, "picture → English caption", _image_to_text, _RETRIEVAL),
     _task(
-        "image-to-category",
+        _TO_CATEGORY,
         "picture → pictures of the same category",
         _image_to_category,
         (MAP(50), Hit(1), Hit(1, rel=2), Recall(10), NDCG(10)),
     ),
+    _task(
+        _FROM_CATEGORY, "category → its pictures", _category_to_image, (MAP(50), Hit(1), Hit(5), Recall(10))
+    ),
+    _task(_TRANSLATION, "caption in any language → the English one", _translation, _RETRIEVAL),
 )
 
 _IN_SUITE = ("de", "es", "fr", "it", "ja", "ko", "pl", "pt", "ru", "zh_TW")

@@ -97,3 +97,10 @@ def formatted(text: str | None) -> str:
     if not text:
         return ""
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
+
+
+def following(instruction: str | None, text: str) -> str:
+    """The part of the official query text that stands behind a formatted instruction."""
+    if not instruction:
+        return formatted(text)
+    return formatted(f"{instruction} {text}")[len(instruction) + 1 :]

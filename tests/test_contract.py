@@ -20,7 +20,7 @@ RERANKERS = list(CATALOG.rerankers.values())
 TASKS = list(CATALOG.tasks.values())
 
 
-CAPTIONS = ("sharegpt4v", "urban1k", "flickr", "coco")
+CAPTIONS = ("sharegpt4v", "urban1k", "flickr", "coco", "cc3m", "sharegpt4v-train")
 
 
 def family(task: Task) -> str:

@@ -9,12 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.content import Candidate, Image, Text
 from harness.errors import DataInvalid, DataMissing, StorageError
 from harness.files import cache_dir
-from harness.table import BLOCK, Fields, open_table
+from harness.table import BLOCK, Fields, open_table, remembered
 
 FIELDS = Fields("did", "txt", "img_path", "modality")
 ROWS = [
@@ -430,3 +431,26 @@ def test_a_million_rows_need_less_memory_than_their_file(tmp_path):
     grown = float(in_new_process(code, source).stdout)
     assert source.stat().st_size > 200 << 20
     assert grown < 200
+
+
+def test_what_was_found_in_a_file_is_remembered_until_the_file_or_the_question_changes(tmp_path):
+    source = tmp_path / "rows.txt"
+    source.write_text("a b")
+    asked = []
+
+    def scan():
+        asked.append(source.read_text())
+        return np.arange(len(asked[-1]))
+
+    for _ in range(2):
+        assert remembered(source, "length-1", scan).tolist() == [0, 1, 2]
+    assert asked == ["a b"]
+    remembered(source, "length-2", scan)
+    source.write_text("a b c")
+    assert len(remembered(source, "length-1", scan)) == 5
+    (damaged,) = (p for p in (cache_dir() / "tables").glob("*.npy") if len(np.load(p)) == 5)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert len(remembered(source, "length-1", scan)) == 5
+    assert asked == ["a b", "a b", "a b c", "a b c"]
+    with pytest.raises(DataMissing, match=r"gone\.txt cannot be read"):
+        remembered(tmp_path / "gone.txt", "length-1", scan)

@@ -34,7 +34,7 @@ from harness.model import ModelSpec
 from harness.result import Result, Score
 from harness.run import Run
 from harness.store import key
-from harness.task import Protocol, Task
+from harness.task import Protocol, Task, draw
 from harness.tasks import mbeir
 from harness.tasks.mbeir_layout import (
     BY_NAME,
@@ -48,6 +48,7 @@ from harness.tasks.mbeir_layout import (
     read_instructions,
 )
 from harness.tasks.mbeir_world import SIZES, files, mini, world
+from harness.tasks.wording import following
 from harness.testing import CheckFrontend
 from toys import Toy, catalog, places, spec
 
@@ -219,12 +220,12 @@ def test_instruction_and_text_joined_are_the_official_query_text():
     assert instruction == "Find a picture."
     raw = ["a dog", '"a dog" barks', " a dog ", "", "A dog.", "is it?", 'he says "go"', "a\rb", "\r"]
     for text in raw:
-        joined = instruction + " " + mbeir._following(instruction, text)
+        joined = instruction + " " + following(instruction, text)
         assert joined.strip() == official(f"{instruction} {text}")
     # What is formatted already stays as it is, with an instruction and without.
     for text in map(official, raw):
         if not text.startswith(" "):
-            assert mbeir._following(instruction, text) == text == mbeir._following(None, text)
+            assert following(instruction, text) == text == following(None, text)
 
 
 # The miniature
@@ -471,7 +472,7 @@ def test_the_drawn_instruction_depends_on_seed_and_query_alone(data):
     assert drawn("local/oven_task6", seed=1) != local
     few = load("global/oven_task6", data).limited(3)
     assert [q.instruction for q in few.queries] == list(local.values())[:3]
-    counts = Counter(mbeir._draw(f"0:x:{n}", 4) for n in range(4000))
+    counts = Counter(draw(Protocol(), "x", str(n), "abcd") for n in range(4000))
     # Four standard deviations around 1000: sqrt(4000 · 1/4 · 3/4) = 27.4.
     assert all(abs(count - 1000) < 110 for count in counts.values())
 
@@ -481,7 +482,7 @@ def test_an_empty_prompt_cell_is_no_instruction(data):
     assert {q.instruction for q in load("local/nights_task4", data).queries} <= set(
         read_instructions(data, BY_NAME["nights_task4"])
     )
-    with pytest.raises(NoSuchInstruction, match=r"nights_task4 has 3 instructions .* no number 4: use"):
+    with pytest.raises(NoSuchInstruction, match=r"nights_task4 has 3 instructions, no number 4: use"):
         load("local/nights_task4", data, instructions="4")
 
 
@@ -516,6 +517,89 @@ def test_val_and_train_are_selectable(data):
     mixed = jsonl(data / "M-BEIR/query/train/mbeir_webqa_train.jsonl")
     assert {q.id for q in local.queries} == {r["qid"] for r in mixed if r["task_id"] == 2}
     assert {r["task_id"] for r in mixed} == {1, 2}
+
+
+@every_row
+def test_training_pools_are_a_task_s_own_but_for_oven_and_infoseek_which_share_theirs(row, data):
+    path = data / "M-BEIR/cand_pool/global/mbeir_union_train_cand_pool.jsonl"
+    sets = {5, 6} if row.dataset_id in (5, 6) else {row.dataset_id}
+    wanted = {
+        r["did"]
+        for r in jsonl(path)
+        if int(r["did"].partition(":")[0]) in sets
+        and set(r["modality"].split(",")) == set(row.wanted.split(","))
+    }
+    collection, counts = checked(load(f"local/{row.name}", data, split="train"))
+    assert wanted
+    assert set(collection.pool.ids) == wanted
+    assert len(collection.pool) == len(wanted)
+    assert counts["positives_outside_pool"] == 0
+
+
+def test_oven_and_infoseek_train_in_one_and_the_same_pool(data):
+    for task in (6, 8):
+        oven, infoseek = (
+            load(f"local/{name}_task{task}", data, split="train") for name in ("oven", "infoseek")
+        )
+        assert list(oven.pool) == list(infoseek.pool)
+
+
+def test_the_train_pool_is_cut_into_tasks_once(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    first = load("local/edis_task2", data, split="train")
+    monkeypatch.setattr(mbeir, "_homes", None)
+    assert list(load("local/edis_task2", data, split="train").pool) == list(first.pool)
+    assert len(load("local/cirr_task7", data, split="train").pool)
+
+
+@every_row
+def test_training_rows_are_the_task_s_part_of_the_up_sampled_file_in_its_order(row, data):
+    union = jsonl(data / "M-BEIR/query/union_train/mbeir_union_up_train.jsonl")
+    wanted = [
+        r["qid"]
+        for r in union
+        if r["qid"].partition(":")[0] == str(row.dataset_id) and r["task_id"] == row.task_id
+    ]
+    for place in ("local", "global"):
+        task = TASKS[f"mbeir-{place}/{row.name}"]
+        assert list(task.rows(data, Protocol(split="train"))) == wanted
+    assert set(wanted) == {q.id for q in load(f"local/{row.name}", data, split="train").queries}
+    small = row.dataset in ("WebQA", "EDIS", "NIGHTS", "FashionIQ", "CIRR")
+    assert (len(wanted) > len(set(wanted))) == small
+
+
+def test_training_rows_are_read_once_and_are_none_of_another_split(data, own, monkeypatch, tmp_path):
+    task = TASKS["mbeir-local/cirr_task7"]
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    first = task.rows(data, Protocol(split="train"))
+    with monkeypatch.context() as patched:
+        patched.setattr(mbeir, "_union_rows", None)
+        assert task.rows(data, Protocol(split="train")) == first
+    with pytest.raises(DataInvalid, match="use --split train"):
+        task.rows(data, Protocol())
+    rewrite(own / "M-BEIR/query/union_train/mbeir_union_up_train.jsonl", 4, task_id=5)
+    with pytest.raises(
+        DataInvalid, match=r"mbeir_union_up_train\.jsonl, line 4: qid .* task_id 5 is in none"
+    ):
+        task.rows(own, Protocol(split="train"))
+
+
+def test_the_union_of_training_rows_is_a_need_of_training_alone(data, own):
+    task = TASKS["mbeir-local/cirr_task7"]
+    for split, there in (("train", True), ("val", False), (None, False)):
+        names = {need.path.name for need in task.needs(Protocol(split=split))}
+        assert ("mbeir_union_up_train.jsonl" in names) == there
+    (own / "M-BEIR/query/union_train/mbeir_union_up_train.jsonl").unlink()
+    (line,) = faults("local/cirr_task7", own, split="train", deep=False)
+    assert "mbeir_union_up_train.jsonl is missing" in line
+
+
+def test_wordings_are_the_prompts_that_are_drawn_from(data):
+    prompts = read_instructions(data, BY_NAME["nights_task4"])
+    task = TASKS["mbeir-global/nights_task4"]
+    assert task.wordings(data, Protocol()) == prompts
+    assert task.wordings(data, Protocol(instructions="2")) == (prompts[1],)
+    assert task.wordings(data, Protocol(instructions="none")) == ()
 
 
 def test_needs_are_what_is_read_and_pictures_are_media(data):

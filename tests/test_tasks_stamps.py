@@ -9,11 +9,12 @@ import pytest
 
 from harness.collection import Collection, checked
 from harness.content import Image, Text
-from harness.errors import DataInvalid, DataMissing
+from harness.errors import DataInvalid, DataMissing, NoSuchInstruction
 from harness.task import Need, Protocol, Task
 from harness.tasks import stamps
 
 BY_NAME = {task.name: task for task in stamps.TASKS}
+KINDS = ("text-to-image-en", "image-to-text-en", "image-to-category", "category-to-image", "translation")
 every_task = pytest.mark.parametrize("task", stamps.TASKS, ids=lambda task: task.name)
 
 
@@ -162,15 +163,98 @@ def test_a_picture_alone_in_its_top_folder_is_no_category_query(data: Path) -> N
 
 
 def test_instructions_can_be_left_away(data: Path) -> None:
-    for name in ("text-to-image-en", "image-to-text-en", "image-to-category"):
+    for name in KINDS:
         assert all(q.instruction for q in load(name, data).queries)
         assert not any(q.instruction for q in load(name, data, Protocol(instructions="none")).queries)
 
 
 @pytest.mark.parametrize("name", ["text-to-image-de", "image-to-text-en", "image-to-category"])
 def test_unknown_splits_are_refused(data: Path, name: str) -> None:
-    with pytest.raises(DataInvalid, match=f"stamps/{name} has no split 'train': use --split test"):
-        load(name, data, Protocol(split="train"))
+    with pytest.raises(
+        DataInvalid, match=f"stamps/{name} has no split 'val': use --split all or train or test"
+    ):
+        load(name, data, Protocol(split="val"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_train_and_test_share_no_picture_no_caption_and_no_query(data: Path, name: str) -> None:
+    whole, train, test = (load(name, data, Protocol(split=split)) for split in ("all", "train", "test"))
+    assert whole == load(name, data)
+    assert set(train.pool.ids) | set(test.pool.ids) == set(whole.pool.ids)
+    assert not set(train.pool.ids) & set(test.pool.ids)
+    if name != "category-to-image":
+        asked = [{q.parts for q in one.queries} for one in (train, test)]
+        assert not asked[0] & asked[1]
+    for one in (train, test):
+        _, counts = checked(one)
+        assert counts["positives_outside_pool"] == counts["queries_without_qrels"] == 0
+        assert one.pool.name != whole.pool.name
+
+
+def test_stamps_with_a_caption_in_common_stay_together_through_any_language() -> None:
+    told = {
+        "a/one": {"en": "A mouse."},
+        "a/two": {"en": "a  MOUSE!"},
+        "b/three": {"en": "A hare.", "de": "Ein Hase."},
+        "b/four": {"en": "A rabbit.", "de": "ein Hase"},
+        "b/five": {"en": "A rabbit.", "fr": "Un lapin."},
+        "c/six": {"en": "A lapin.", "fr": "un chat"},
+    }
+    groups = stamps._groups([stamps.Stamp(id, Path(f"{id}.png"), c) for id, c in told.items()])
+    assert groups == {
+        "a/one": "a/one",
+        "a/two": "a/one",
+        "b/three": "b/five",
+        "b/four": "b/five",
+        "b/five": "b/five",
+        "c/six": "c/six",
+    }
+
+
+def test_about_one_group_in_five_is_held_out() -> None:
+    held_out = sum(stamps._is_held_out(f"animals/{i}") for i in range(1000))
+    # 200 expected, standard deviation sqrt(1000 * 0.2 * 0.8) = 12.6
+    assert abs(held_out - 200) < 4 * 12.6
+
+
+def test_a_translation_asks_for_the_english_captions_of_its_pictures(data: Path) -> None:
+    collection = load("translation", data)
+    assert captions(collection)["de:animals/mammals/cats/lion"] == "Ein Löwe."
+    assert positives(collection)["de:animals/mammals/cats/lion"] == {"en:animals/mammals/cats/lion": 1}
+    assert not any(q.id.startswith("en:") for q in collection.queries)
+    assert "de:plants/flowers/rose" not in positives(collection)
+    assert [c.id for c in collection.pool] == [c.id for c in load("image-to-text-en", data).pool]
+
+
+def test_a_category_asks_for_its_pictures_and_a_top_folder_for_all_below_it(data: Path) -> None:
+    collection = load("category-to-image", data)
+    told, found = captions(collection), positives(collection)
+    assert told["animals/birds"] == "Animals, birds."
+    assert set(found["animals/birds"]) == {
+        "animals/birds/cartoon/duck", "animals/birds/penguin", "animals/birds/robin",
+    }  # fmt: skip
+    assert told["animals"] == "Animals."
+    assert set(found["animals"]) == {id for id in collection.pool.ids if id.startswith("animals/")}
+
+
+@every_task
+def test_instructions_are_drawn_from_the_wordings_of_the_split(task: Task, data: Path) -> None:
+    assert task.wordings is not None
+    for split in stamps.SPLITS:
+        protocol = Protocol(split=split)
+        told = task.wordings(data, protocol)
+        assert len(told) == (1 if split == "all" else 3)
+        assert {q.instruction for q in task.load(data, protocol).queries} <= set(told)
+        assert task.wordings(data, Protocol(split=split, instructions="none")) == ()
+    second = Protocol(split="train", instructions="2")
+    assert {q.instruction for q in task.load(data, second).queries} == {told[1]}
+    seeds = [
+        [q.instruction for q in task.load(data, Protocol(split="train", seed=seed)).queries]
+        for seed in (0, 1)
+    ]
+    assert seeds[0] != seeds[1]
+    with pytest.raises(NoSuchInstruction, match="has one instruction, no number 2"):
+        task.load(data, Protocol(instructions="2"))
 
 
 def test_a_folder_without_captioned_pictures_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -220,5 +304,5 @@ def test_the_mini_has_transparent_and_opaque_pictures_that_all_differ(data: Path
 
 def test_suite_and_tasks_agree() -> None:
     assert set(stamps.SUITE.tasks) <= set(BY_NAME)
-    assert len(BY_NAME) == len(stamps.LANGUAGES) + 2
+    assert len(BY_NAME) == len(stamps.LANGUAGES) + 4
     assert len(set(stamps.LANGUAGES.values())) == len(stamps.LANGUAGES) == 57
