@@ -6,6 +6,7 @@ write_tiny_qwen(folder, "qwen2_vl")   ->   config.json  model.safetensors  token
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,29 @@ _HIDDEN = 64
 
 def write_tiny_qwen(folder: Path, architecture: str) -> Path:
     """A checkpoint of "qwen2_vl", "qwen2_5_vl" or "qwen3_vl", the same each time; returns the folder."""
+    return write_qwen(folder, architecture, byte_pairs(_merges()), loud=True)
+
+
+def write_qwen(
+    folder: Path,
+    architecture: str,
+    tokenizer: Any,
+    *,
+    language: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    loud: bool = False,
+) -> Path:
+    """A random checkpoint with this tokenizer and these settings of its two configurations; the folder.
+
+    loud: weights so large that the vectors of a model without training differ, as tests want it; training
+    starts from the usual ones.
+    """
     allow_torchvision()
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = byte_pairs(_merges())
     tokenizer.save(str(folder / "tokenizer.json"))
     side = 16 if architecture == "qwen3_vl" else 14
     settings = {
@@ -64,21 +82,21 @@ def write_tiny_qwen(folder: Path, architecture: str) -> Path:
     size = tokenizer.get_vocab_size() + _SPARE_ROWS
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.token_to_id(TOKENS[0]))
     config: Any = make_config(
-        text_config={**_LANGUAGE, **towers["language"], **ends, "vocab_size": size},
-        vision_config={**_VISION, **towers["vision"]},
+        text_config={**_LANGUAGE, **towers["language"], **(language or {}), **ends, "vocab_size": size},
+        vision_config={**_VISION, **towers["vision"], **(vision or {})},
         image_token_id=tokenizer.token_to_id("<|image_pad|>"),
         video_token_id=tokenizer.token_to_id("<|video_pad|>"),
         vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
         vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
     )
     with torch.random.fork_rng(devices=[]), quietly():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model: Any = make_model(config)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                # The usual 0.02 would leave the states of all tokens, and so all vectors, nearly equal
-                if weight.ndim > 1:
-                    weight.normal_(0, 1 if "embed_tokens" in name else 1.5 * weight[0].numel() ** -0.5)
+        for name, weight in model.named_parameters() if loud else ():
+            # The usual 0.02 would leave the states of all tokens, and so all vectors, nearly equal
+            if weight.ndim > 1:
+                std = 1 if "embed_tokens" in name else 1.5 * weight[0].numel() ** -0.5
+                torch.nn.init.normal_(weight, 0, std)
         model.save_pretrained(folder)
     return folder
 
@@ -143,6 +161,26 @@ def byte_pairs(merges: list[tuple[str, str]], vocabulary: dict[str, int] | None 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TOKENS])
     return tokenizer
+
+
+def learned_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """So many merges of the pairs that are the most frequent in these texts."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + count, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(one, other) for one, other in merges]
 
 
 def _merges() -> list[tuple[str, str]]:

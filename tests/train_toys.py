@@ -39,7 +39,7 @@ def pairs() -> Collection:
 PAIRS = task(pairs, "toys/pairs")
 SETTINGS = {
     **CONTRASTIVE,
-    **{"base": "scratch:tiny", "tasks": "toys/pairs", "split": "test", "dtype": "float32"},
+    **{"base": "scratch:toy", "tasks": "toys/pairs", "split": "test", "dtype": "float32"},
     **{"lora_rank": 4, "lora_alpha": 8, "batch": 8, "learning_rate": 3e-3, "learn_temperature": True},
     **{"save_every": 2, "most_steps": 6, "gradient_checkpointing": False, "system": None},
 }
