@@ -455,8 +455,8 @@ def open_reranker(
 def _require_answers(reranker: QwenRerankFrontend) -> None:
     """Raises CheckpointMissing where two answers begin alike."""
     vocabulary, answers = reranker.source.vocabulary, ANSWERS[reranker.mode]
-    first = {tuple(vocabulary.ids(answer)[:1]) for answer in answers}
-    if len(first) < len(answers) or () in first:
+    first = {vocabulary.first(answer) for answer in answers}
+    if len(first) < len(answers) or None in first:
         raise CheckpointMissing(
             f"{vocabulary.file} has no first token of its own for each of {', '.join(answers)}:"
             " take the checkpoint's own tokenizer.json"
