@@ -53,6 +53,7 @@ class Candidate:
     parts: tuple[Part, ...]
     instruction: str | None = None
     separator: str = " "
+    reranked: Candidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,15 @@ class Query:
     """One thing that is asked.
 
     `separator` is what a model that joins strings puts between the instruction and a text that
-    follows it: a blank, but for the prompts of code bases that put nothing there.
+    follows it: a blank, but for the prompts of code bases that put nothing there. `reranked` is what
+    a reranker is shown in its place, by prompts of code bases that differ there.
     """
 
     id: str
     parts: tuple[Part, ...]
     instruction: str | None = None
     separator: str = " "
+    reranked: Query | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,8 @@ def _asked(collection: Collection, run: Run, depth: int, instructed: bool) -> _A
         used, at = used[1:], at - 1
     pool = collection.pool.sequence
     return _Asked(
-        [item(query, instructed=instructed) for query in collection.queries],
-        [item(pool[row], instructed=instructed) for row in used.tolist()],
+        [item(q.reranked or q, instructed=instructed) for q in collection.queries],
+        [item(c.reranked or c, instructed=instructed) for c in map(pool.__getitem__, used.tolist())],
         at,
     )
 

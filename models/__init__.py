@@ -11,6 +11,7 @@ from .baselines import CONSTANT, ORACLE, RANDOM
 from .clip import CLIP
 from .conse import CONSE
 from .lamra import LAMRA_RET, LAMRA_RET_QWEN25VL
+from .last_token import MODELS as LAST_TOKEN
 from .minilm import MINILM
 from .rerankers import LAMRA_RANK, LAMRA_RANK_QWEN25VL, UMARVEL_RERANK
 from .sentence_transformer import SENTENCE_TRANSFORMERS
@@ -22,6 +23,7 @@ from .uniir import UNIIR_BLIP_FF, UNIIR_CLIP_SF
 MODELS = (
     *(UMARVEL, UMARVEL_QWEN3VL_4B, *ABLATIONS),
     *(LAMRA_RET, LAMRA_RET_QWEN25VL),
+    *LAST_TOKEN,
     *(CLIP, CLIP_L, SIGLIP, UNIIR_CLIP_SF, UNIIR_BLIP_FF),
     *(CONSE, MINILM, SENTENCE_TRANSFORMERS, RANDOM, ORACLE, CONSTANT),
 )

@@ -361,6 +361,8 @@ def _or_missing(load: Callable[[], T], what: str) -> T:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch goes on to advise running what is in it
+            reason = "a pickle of more than tensors, save it as safetensors"
         raise CheckpointMissing(f"{what}: {reason}") from error
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -30,6 +30,8 @@ EMB, START, END = "<emb>", "<instruction_start>", "<instruction_end>"
 _TEMPLATE_TOKEN = r"<\|\w+\|>"
 _NOTHING = "none"
 """How the command line says that an optional field is not set."""
+_LATER = {"later": True}
+"""Marks a field that is younger than stored vectors, whose identity does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,12 @@ class InputSpec:
     """Items of more tokens are refused."""
     padding: Literal["left", "right"] = "left"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    placeholders: Literal["framed", "bare"] = field(default="framed", metadata=_LATER)
+    """bare: without vision_start and vision_end around them, and a blank behind."""
+    unasked: Literal["none", "represent"] = field(default="none", metadata=_LATER)
+    """What a picture or clip without an instruction is asked: VLM2Vec's "Represent the given …"."""
+    checkpoint_pixels: bool = field(default=True, metadata=_LATER)
+    """Whether the least and most pixels of the checkpoint's processors hold after those above."""
 
     def __post_init__(self) -> None:
         if self.pool == "pre_emb_token" and not (EMB in (self.answer or "") and EMB in self.special_tokens):
@@ -102,6 +110,15 @@ class InputSpec:
     def shown(self) -> dict[str, str]:
         """Every field as text, as options and identities have it."""
         return {f.name: _shown(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Every field that may change a vector: as `shown`, without later ones at their defaults."""
+        shown = self.shown()
+        for f in fields(self):
+            if "later" in f.metadata and getattr(self, f.name) == f.default:
+                del shown[f.name]
+        return shown
 
     def with_options(self, model: str, given: Mapping[str, str]) -> InputSpec:
         """Overridden by `--model-arg` values; raises UnknownName and HarnessError."""
@@ -268,8 +285,9 @@ def _content(spec: InputSpec, item: Item, show: Show) -> Iterator[Piece]:
         parts, instructed = (*media, *texts), 1
     for part in parts[:instructed]:
         yield from _part(spec, part, show)
-    if item.instruction is not None and spec.instruction_place == "user":
-        yield from _instruction(spec, item.instruction)
+    asked = _asked(spec, item)
+    if asked is not None and spec.instruction_place == "user":
+        yield from _instruction(spec, asked)
         following = parts[instructed] if instructed < len(parts) else None
         if isinstance(following, Text) and following.text:
             yield from _plain(item.separator)
@@ -283,13 +301,25 @@ def _content(spec: InputSpec, item: Item, show: Show) -> Iterator[Piece]:
 
 def _part(spec: InputSpec, part: Text | Image | Video, show: Show) -> Iterator[Piece]:
     if not isinstance(part, Text):
-        yield from show(part)
+        bare = spec.placeholders == "bare"
+        yield from (piece for piece in show(part) if not (bare and piece.text.startswith("<|vision_")))
+        yield from _plain(" " * bare)
         return
     for at, stretch in enumerate(marked_stretches(spec, part.text)):
         if at % 2:
             yield from _instruction(spec, stretch.removeprefix(START).removesuffix(END))
         else:
             yield from _plain(stretch)
+
+
+def _asked(spec: InputSpec, item: Item) -> str | None:
+    """The item's instruction, or what stands for one: as MMEB asks its candidates (arXiv 2410.05160)."""
+    media = [part for part in item.parts if not isinstance(part, Text)]
+    if item.instruction is not None or spec.unasked == "none" or len(media) != 1:
+        return item.instruction
+    seen = "video" if isinstance(media[0], Video) else "image"
+    said = any(part.text for part in item.parts if isinstance(part, Text))
+    return f"Represent the given {seen}{' with related text information:' if said else '.'}"
 
 
 def _instruction(spec: InputSpec, text: str) -> Iterator[Piece]:

@@ -185,6 +185,8 @@ def _picture_sizes(vision: Vision, spec: InputSpec, image: Image) -> tuple[Size,
     size = picture_size(_unbounded(image))
     first = fit(size, factor=spec.image_factor, least=min(spec.min_pixels, most), most=most)
     least, most = vision.picture_pixels
+    if not spec.checkpoint_pixels:
+        least, most = 0, first[0] * first[1]
     return first, fit(first, factor=vision.factor, least=least, most=most)
 
 
@@ -193,6 +195,8 @@ def _clip_sizes(vision: Vision, spec: InputSpec, size: Size, count: int) -> tupl
     share = spec.video_pixels / count * 2
     most = max(min(spec.frame_max_pixels, share), int(spec.frame_min_pixels * 1.05))
     first = fit(size, factor=spec.image_factor, least=spec.frame_min_pixels, most=most)
+    if not spec.checkpoint_pixels:
+        return first, fit(first, factor=vision.factor, least=0, most=first[0] * first[1])
     least, whole = vision.clip_pixels
     frames, deep = (count, max(1, round(count / 2)) * 2) if vision.stamped else (1, 1)
     return first, fit(first, factor=vision.factor, least=least, most=whole, frames=frames, deep=deep)

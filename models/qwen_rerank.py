@@ -27,11 +27,18 @@ from harness.content import Ask, Image, Item, Text, Video
 from harness.errors import CheckpointMissing, DataInvalid, HarnessError, UnknownName
 from harness.model import RerankerSpec, options
 
-from .checkpoint import ADAPTER, CONFIG, find
 from .input_spec import InputSpec, Piece, opened, option, render, turn
 from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see
 from .qwen_tokens import IMAGE_PAD, PAD, VIDEO_PAD
-from .qwen_vl import QwenFrontend, _brief, additive_mask, open_qwen, tiny_options
+from .qwen_vl import (
+    ARCHITECTURES,
+    QwenFrontend,
+    _brief,
+    additive_mask,
+    architecture_of,
+    open_qwen,
+    tiny_options,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +47,6 @@ Ids = npt.NDArray[np.int64]
 Mode = Literal["pointwise", "listwise"]
 Media = Image | Video
 
-ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _BLANKS = 24 * " "
 """The indent of a continued line of the released code, which became part of both prompts."""
 POINTWISE = (
@@ -436,7 +442,7 @@ def open_reranker(
         )
     given.pop("mode", None)
     try:
-        found = architecture or _architecture(chosen["path"], chosen["revision"], chosen["base"])
+        found = architecture or architecture_of(chosen["path"], chosen["revision"], chosen["base"])
         source = open_qwen(name, repo, found, form(found, mode), given)
     except CheckpointMissing as error:
         raise CheckpointMissing(str(error).replace("--model-arg", "--rerank-arg")) from error
@@ -446,26 +452,11 @@ def open_reranker(
     return reranker
 
 
-def _architecture(path: str, revision: str, base: str) -> str:
-    """What a checkpoint, or the base of an adapter, says that it is. Raises CheckpointMissing."""
-    place = find(path, revision, "path")
-    adapter = place.json(ADAPTER)
-    under = base or (adapter or {}).get("base_model_name_or_path")
-    if adapter is not None and under:
-        place = find(str(under), "main", "base")
-    found = str((place.json(CONFIG) or {}).get("model_type", ARCHITECTURES[0]))
-    if found not in ARCHITECTURES:
-        raise CheckpointMissing(
-            f"{place} holds a model of type {found!r}, which is none of {', '.join(ARCHITECTURES)}"
-        )
-    return found
-
-
 def _require_answers(reranker: QwenRerankFrontend) -> None:
     """Raises CheckpointMissing where two answers begin alike."""
     vocabulary, answers = reranker.source.vocabulary, ANSWERS[reranker.mode]
-    first = {tuple(vocabulary.ids(answer)[:1]) for answer in answers}
-    if len(first) < len(answers) or () in first:
+    first = {vocabulary.first(answer) for answer in answers}
+    if len(first) < len(answers) or None in first:
         raise CheckpointMissing(
             f"{vocabulary.file} has no first token of its own for each of {', '.join(answers)}:"
             " take the checkpoint's own tokenizer.json"

@@ -70,6 +70,11 @@ class Vocabulary:
         """Of plain text."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def first(self, text: str) -> int | None:
+        """The token that a plain text begins with; None where it begins with none."""
+        ids = self.ids(text)[:1]
+        return ids[0] if ids and text.startswith(self._tokenizer.decode(ids)) else None
+
     def row(self, pieces: Sequence[Piece]) -> Row:
         """All pieces as one row. Plain pieces side by side are tokenised together, as they are where
         the whole input is one string."""

@@ -22,15 +22,17 @@ from harness.content import Item, Text
 from harness.errors import CheckpointMissing, DataInvalid, HarnessError, UnknownName
 from harness.model import ModelSpec, library_versions, options
 
-from .checkpoint import Checkpoint
+from .checkpoint import ADAPTER, CONFIG, Checkpoint, find
 from .fusion import ALL_MODALITIES
-from .input_spec import EMB, FILE, InputSpec, option, render
+from .input_spec import EMB, FILE, InputSpec, Piece, option, render
 from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see
 from .qwen_tokens import IMAGE_PAD, PAD, VIDEO_PAD, Row, Vocabulary
 from .tiny_qwen import write_tiny_qwen
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -82,7 +84,7 @@ class QwenFrontend:
             "version": "1",
             "architecture": self.checkpoint.architecture,
             "weights": self.checkpoint.fingerprint,
-            **self.spec.shown(),
+            **self.spec.identity,
             "vision": json.dumps(asdict(self.vision)),
             **library_versions("torch", "transformers", "tokenizers", "pillow", *adapters),
         }
@@ -136,7 +138,8 @@ class QwenFrontend:
         """Raises DataInvalid where the item has more tokens than the context."""
         ahead = iter(seen)
         shown = {part: next(ahead) for part in item.parts if not isinstance(part, Text)}
-        row = self.vocabulary.row(render(self.spec, item, lambda part: shown[part].pieces(self.vision)))
+        pieces = render(self.spec, item, lambda part: shown[part].pieces(self.vision))
+        row = self.vocabulary.row(pieces or [Piece(PAD, token=True)])  # an empty text has a state too
         if len(row.ids) > self.spec.context:
             raise DataInvalid(
                 f"{_brief(item)} has {len(row.ids):,} tokens, {self.name} takes {self.spec.context:,}:"
@@ -327,6 +330,21 @@ def open_qwen(
         checkpoint.file("preprocessor_config.json")
     clips = _processor(checkpoint, "video_preprocessor_config.json", "video_processor")
     return QwenFrontend(name, checkpoint, spec, vocabulary, Vision.of(config, pictures or {}, clips))
+
+
+def architecture_of(path: str, revision: str, base: str) -> str:
+    """What a checkpoint, or the base of an adapter, says that it is. Raises CheckpointMissing."""
+    place = find(path, revision, "path")
+    adapter = place.json(ADAPTER)
+    under = base or (adapter or {}).get("base_model_name_or_path")
+    if adapter is not None and under:
+        place = find(str(under), "main", "base")
+    found = str((place.json(CONFIG) or {}).get("model_type", ARCHITECTURES[0]))
+    if found not in ARCHITECTURES:
+        raise CheckpointMissing(
+            f"{place} holds a model of type {found!r}, which is none of {', '.join(ARCHITECTURES)}"
+        )
+    return found
 
 
 def _saved_spec(checkpoint: Checkpoint, spec: InputSpec) -> InputSpec:

@@ -53,7 +53,11 @@ _PICTURES = Need(
 )
 
 _BARE = Wordings()
-_PROFILES = {"default": pairs.DEFAULT, "umarvel": _BARE, "lamra": _BARE}
+_PROFILES = {
+    "default": pairs.DEFAULT,
+    "umarvel": _BARE.reranked(pairs.MARKED),
+    "lamra": _BARE.reranked(pairs.DEFAULT),
+}
 
 
 def _needs(protocol: Protocol) -> tuple[Need, ...]:

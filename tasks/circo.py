@@ -30,7 +30,7 @@ from harness.records import Record, as_record, read_json, read_records
 from harness.task import Fact, Need, Protocol, Task
 
 from .miniature import CONCEPTS, described, picture, write
-from .wording import Wording, Wordings, worded
+from .wording import Wording, Wordings, marked, worded
 
 _GITHUB = "from github.com/miccunifi/CIRCO"
 _COCO = "from cocodataset.org, 2017 Unlabeled images"
@@ -51,7 +51,13 @@ SHARED_CONCEPT = "circo-shared-concept"
 
 # M-BEIR's wording for CIRR, which LamRA and U-MARVEL use here too.
 _ASKED = Wordings(Wording("I'm looking for a similar everyday image with the described changes."))
-_PROFILES = {"default": _ASKED, "umarvel": _ASKED, "lamra": _ASKED}
+# Their rerankers are shown it without its full stop.
+_RERANKED = "I'm looking for a similar everyday image with the described changes"
+_PROFILES = {
+    "default": _ASKED,
+    "umarvel": _ASKED.reranked(Wordings(Wording(marked(_RERANKED)))),
+    "lamra": _ASKED.reranked(Wordings(Wording(_RERANKED))),
+}
 
 
 def _needs(split: str, protocol: Protocol) -> tuple[Need, ...]:

@@ -11,12 +11,14 @@ so that `text-to-image` asks 1#0 "Two dogs race over wet sand." for 1, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.task import Hub, Need
 
 from .two_way import (
     ASKED,
+    ASKED_MARKED,
     FIND_CAPTION,
     FIND_IMAGE,
     BothWays,
@@ -26,7 +28,7 @@ from .two_way import (
     read_fives,
     write_fives,
 )
-from .wording import Wording, Wordings
+from .wording import Wording, Wordings, marked
 
 _FOLDER = Path("flickr")
 _SOURCE = "put flickr of huggingface.co/datasets/code-kunkun/LamRA_Eval into the data folder"
@@ -48,9 +50,9 @@ _UMARVEL = BothWays(
         ),
         candidate=Wording(formatted=True, suffix=_CAPTION_SUFFIX),
     ),
-)
+).reranked(replace(ASKED_MARKED, to_image=Wordings(Wording(marked(FIND_IMAGE), formatted=True))))
 # LamRA embeds once, with the instruction of image to text: its text to image finds instructed pictures.
-_LAMRA = one_pass(picture=Wording(FIND_CAPTION))
+_LAMRA = one_pass(picture=Wording(FIND_CAPTION)).reranked(ASKED)
 
 PROFILES = {"default": ASKED, "umarvel": _UMARVEL, "lamra": _LAMRA}
 

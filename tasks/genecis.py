@@ -28,7 +28,7 @@ from harness.records import Record, read_records
 from harness.task import Fact, Hub, Need, Protocol, Task
 
 from .miniature import CONCEPTS, described, picture, write
-from .wording import Wording, Wordings, worded
+from .wording import Wording, Wordings, marked, worded
 
 _HUB = Hub("code-kunkun/LamRA_Eval", ("genecis/*", "genecis.*"))
 _SOURCE = "take the folder genecis of code-kunkun/LamRA_Eval on Hugging Face"
@@ -78,7 +78,9 @@ class _Subset:
     def profiles(self) -> dict[str, Wordings]:
         return {
             "default": Wordings(Wording(self.default)),
-            "umarvel": Wordings(Wording(self.umarvel, formatted=True)),
+            "umarvel": Wordings(Wording(self.umarvel, formatted=True)).reranked(
+                Wordings(Wording(marked(self.umarvel), formatted=True))
+            ),
             "lamra": Wordings(Wording(self.lamra)),
         }
 

@@ -23,11 +23,11 @@ from harness.records import Record, brief
 from harness.task import Fact, Hub, Need, Protocol, Task
 
 from . import miniature
-from .text_to_video import METRICS, PROFILES, Caption, checked_id, collection, sampled, text_of
-from .wording import worded
+from .text_to_video import METRICS, Caption, checked_id, collection, profiles, text_of
+from .wording import Wording, worded
 
 _NAME = "msrvtt/text-to-video"
-_FPS = 2.0
+_CLIP = Wording(fps=2.0)
 _HEADER = ("key", "vid_key", "video_id", "sentence")
 
 _FOLDER = Path("msrvtt")
@@ -47,7 +47,7 @@ def _needs(protocol: Protocol) -> tuple[Need, ...]:
 
 
 def _load(data_root: Path, protocol: Protocol) -> Collection:
-    wordings = worded(_NAME, protocol, PROFILES)
+    wordings = worded(_NAME, protocol, profiles(_CLIP, _CLIP))
     file, folder = _ROWS.require(data_root), _CLIPS.require(data_root)
     clips: dict[str, Video] = {}
     captions: dict[str, Caption] = {}
@@ -56,7 +56,7 @@ def _load(data_root: Path, protocol: Protocol) -> Collection:
         for name, id, known in (("key", key, captions), ("video_id", clip, clips)):
             if id in known:
                 raise row.fault(f"{name} {id!r} stands there twice")
-        clips[clip] = sampled(folder / f"{clip}.mp4", protocol, fps=_FPS)
+        clips[clip] = Video(folder / f"{clip}.mp4")
         captions[key] = Caption(key, clip, row.text("sentence"))
     return collection(_NAME, clips, captions.values(), wordings)
 

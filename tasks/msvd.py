@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from harness.collection import Collection
+from harness.content import Video
 from harness.errors import DataInvalid
 from harness.files import numbered_jsonl, write_atomic
 from harness.records import Record, brief
@@ -25,11 +26,11 @@ from harness.task import Fact, Hub, Need, Protocol, Task
 from harness.unpickle import read_pickle
 
 from . import miniature
-from .text_to_video import METRICS, PROFILES, Caption, checked_id, collection, sampled, text_of
-from .wording import worded
+from .text_to_video import METRICS, Caption, checked_id, collection, profiles, text_of
+from .wording import Wording, worded
 
 _NAME = "msvd/text-to-video"
-_FRAMES = 12
+_PROFILES = profiles(Wording(frames=12), reranked=Wording(frames=8))
 
 _FOLDER = Path("MSVD")
 _CONVERTED = "raw-captions.jsonl"
@@ -55,14 +56,14 @@ def _needs(protocol: Protocol) -> tuple[Need, ...]:
 
 
 def _load(data_root: Path, protocol: Protocol) -> Collection:
-    wordings = worded(_NAME, protocol, PROFILES)
+    wordings = worded(_NAME, protocol, _PROFILES)
     file, folder = _CAPTIONS.require(data_root), _CLIPS.require(data_root)
     listed = _listed(_LIST.require(data_root))
     said = _said(file, frozenset(listed))
     for id, place in listed.items():
         if not said.get(id):
             raise DataInvalid(f"{place}: clip {id!r} has no captions in {file}")
-    clips = {id: sampled(folder / f"{id}.avi", protocol, frames=_FRAMES) for id in listed}
+    clips = {id: Video(folder / f"{id}.avi") for id in listed}
     captions = (Caption(f"{id}:{n}", id, text) for id in listed for n, text in enumerate(said[id]))
     return collection(_NAME, clips, captions, wordings)
 

@@ -36,7 +36,7 @@ from harness.records import Record, brief, checked_text, inside, read_json, read
 from harness.task import MINIATURE, Fact, Hub, Need, Protocol, Task
 
 from .miniature import described, picture, write
-from .wording import PROFILES, Wording, Wordings, worded
+from .wording import Wording, Wordings, marked, worded
 
 _SOURCE = (
     "take the folder multiturnfashion of code-kunkun/LamRA_Eval on Hugging Face, or data/ and image_splits/"
@@ -49,9 +49,13 @@ _PICTURES = Need(
     media=True,
 )
 
-_WORDINGS = Wordings(
-    Wording("Find me a similar fashion image based on the following multi-round modifications.")
-)
+_INSTRUCTION = "Find me a similar fashion image based on the following multi-round modifications."
+_ASKED = Wordings(Wording(_INSTRUCTION))
+_PROFILES = {
+    "default": _ASKED,
+    "umarvel": _ASKED.reranked(Wordings(Wording(marked(_INSTRUCTION)))),
+    "lamra": _ASKED,
+}
 
 
 def _needs(category: str, protocol: Protocol) -> tuple[Need, Need, Need]:
@@ -65,7 +69,7 @@ def _needs(category: str, protocol: Protocol) -> tuple[Need, Need, Need]:
 
 def _load(category: str, data_root: Path, protocol: Protocol) -> Collection:
     name = f"multiturn-fashioniq/{category}"
-    sides = worded(name, protocol, dict.fromkeys(PROFILES, _WORDINGS), splits=("val",))
+    sides = worded(name, protocol, _PROFILES, splits=("val",))
     asked, listed, folder = (need.require(data_root) for need in _needs(category, protocol))
     pool = [
         sides.candidate.candidate(asin, (Image(inside(folder, f"{asin}.jpg", f"{listed}, entry {at}")),))

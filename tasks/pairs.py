@@ -18,12 +18,15 @@ from harness.collection import Collection, Pool
 from harness.content import Image, Text
 from harness.metrics import ACCURACY
 
-from .wording import Wording, Wordings
+from .wording import Wording, Wordings, marked
 
 METRICS = (ACCURACY,)
 
-DEFAULT = Wordings(Wording("Find an image caption describing the following everyday image."))
-"""M-BEIR's words for a caption of a picture of MSCOCO."""
+_FIND_CAPTION = "Find an image caption describing the following everyday image."
+DEFAULT = Wordings(Wording(_FIND_CAPTION))
+"""M-BEIR's words for a caption of a picture of MSCOCO; LamRA's rerankers are shown them too."""
+MARKED = Wordings(Wording(marked(_FIND_CAPTION)))
+"""The same as U-MARVEL's rerankers are shown it."""
 
 
 @dataclass(frozen=True, slots=True)

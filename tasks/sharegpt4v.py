@@ -17,7 +17,7 @@ from harness.records import read_records
 from harness.task import Hub, Need
 
 from .miniature import PLACES, picture, write
-from .two_way import ASKED, FIND_CAPTION, FIND_IMAGE, Captioned, TwoWay, at_length, one_pass
+from .two_way import ASKED, ASKED_MARKED, FIND_CAPTION, FIND_IMAGE, Captioned, TwoWay, at_length, one_pass
 from .wording import Wording
 
 _FOLDER = Path("sharegpt4v")
@@ -30,8 +30,8 @@ _PICTURES = Need(_FOLDER / "val_data", _SOURCE, media=True, hub=_HUB)
 # pictures, U-MARVEL with that of text to image on the captions; nothing follows its end marker.
 PROFILES = {
     "default": ASKED,
-    "umarvel": one_pass(caption=Wording(FIND_IMAGE, separator="")),
-    "lamra": one_pass(picture=Wording(FIND_CAPTION)),
+    "umarvel": one_pass(caption=Wording(FIND_IMAGE, separator="")).reranked(ASKED_MARKED),
+    "lamra": one_pass(picture=Wording(FIND_CAPTION)).reranked(ASKED),
 }
 
 

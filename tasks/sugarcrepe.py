@@ -48,7 +48,7 @@ SUBSETS = {
 _BARE = Wordings()
 _UMARVEL = Wordings(Wording("Find an image caption describing the following image.", separator=""))
 _ASKED_BY_UMARVEL = ("add_att", "add_obj", "replace_att", "replace_obj")
-"""U-MARVEL has an instruction for these four and none for the other three."""
+"""U-MARVEL's embedder has an instruction for these four and none for the other three."""
 
 
 def _rows(subset: str) -> Need:
@@ -66,7 +66,12 @@ def _needs(subset: str, protocol: Protocol) -> tuple[Need, ...]:
 def _load(subset: str, data_root: Path, protocol: Protocol) -> Collection:
     name = f"sugarcrepe/{subset}"
     umarvel = _UMARVEL if subset in _ASKED_BY_UMARVEL else _BARE
-    wordings = worded(name, protocol, {"default": pairs.DEFAULT, "umarvel": umarvel, "lamra": _BARE})
+    profiles = {
+        "default": pairs.DEFAULT,
+        "umarvel": umarvel.reranked(pairs.MARKED),
+        "lamra": _BARE.reranked(pairs.DEFAULT),
+    }
+    wordings = worded(name, protocol, profiles)
     file, pictures = _rows(subset).require(data_root), _PICTURES.require(data_root)
     rows = as_record(read_json(file), str(file)).fields
     found = (_pair(key, as_record(row, f"{file}, entry {key}"), pictures) for key, row in rows.items())

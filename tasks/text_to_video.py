@@ -3,8 +3,8 @@
     Caption("ret0", "video9770", "a person is connecting something to system")
       ->  asked for among all clips of the test set; video9770 is right
 
-U-MARVEL and LamRA look at 12 frames of MSVD's clips and at two a second of MSR-VTT's. Their profiles pin
-that; by default a model takes as many frames as it wants.
+U-MARVEL and LamRA look at 12 frames of MSVD's clips (their rerankers at 8) and at two a second of MSR-VTT's.
+Their profiles pin that; by default a model takes as many frames as it wants.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from harness.collection import Collection, Pool
 from harness.content import Text, Video
 from harness.errors import DataInvalid
 from harness.metrics import MRR, Hit
-from harness.task import Protocol
 
-from .wording import Wording, Wordings
+from .wording import Wording, Wordings, marked
 
 METRICS = (Hit(1), Hit(5), Hit(10), MRR(10))
 
 _INSTRUCTION = "Find an everyday video match with caption."
-PROFILES = {
-    "default": Wordings(Wording(_INSTRUCTION)),
-    "umarvel": Wordings(Wording(_INSTRUCTION, separator="")),
-    "lamra": Wordings(Wording(_INSTRUCTION)),
-}
+
+
+def profiles(clip: Wording, reranked: Wording) -> dict[str, Wordings]:
+    """Of a set whose clips both code bases show so, and so to their rerankers."""
+    asked = Wording(_INSTRUCTION)
+    return {
+        "default": Wordings(asked),
+        "umarvel": Wordings(Wording(_INSTRUCTION, separator=""), clip).reranked(
+            Wordings(Wording(marked(_INSTRUCTION)), reranked)
+        ),
+        "lamra": Wordings(asked, clip).reranked(Wordings(asked, reranked)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,6 @@ def collection(
         pool=Pool(name, [offer.candidate(id, (clip,)) for id, clip in clips.items()]),
         qrels={caption.id: {caption.clip: 1} for caption in captions},
     )
-
-
-def sampled(path: Path, protocol: Protocol, *, frames: int | None = None, fps: float | None = None) -> Video:
-    """The clip: as the model samples it, or as given under the profile of a code base."""
-    return Video(path) if protocol.profile == "default" else Video(path, frames, fps)
 
 
 def checked_id(id: str, place: str) -> str:

@@ -24,7 +24,7 @@ from harness.records import brief, checked_text, read_json
 from harness.task import Fact, Need, Protocol, Task
 
 from .miniature import PLACES, described, picture, write
-from .wording import Wording, Wordings, worded
+from .wording import Wording, Wordings, marked, worded
 
 FIND_IMAGE = "Find me an everyday image that matches the given caption."
 FIND_CAPTION = "Find an image caption describing the following everyday image."
@@ -57,9 +57,15 @@ class BothWays:
     to_image: Wordings
     to_text: Wordings
 
+    def reranked(self, by: BothWays) -> BothWays:
+        """These, and those of a reranker."""
+        return BothWays(self.to_image.reranked(by.to_image), self.to_text.reranked(by.to_text))
+
 
 ASKED = BothWays(Wordings(query=Wording(FIND_IMAGE)), Wordings(query=Wording(FIND_CAPTION)))
-"""The profile `default`: who asks has the instruction."""
+"""The profile `default`: who asks has the instruction. So LamRA's rerankers are shown it."""
+ASKED_MARKED = BothWays(Wordings(Wording(marked(FIND_IMAGE))), Wordings(Wording(marked(FIND_CAPTION))))
+"""The same as U-MARVEL's rerankers are shown it."""
 
 
 def one_pass(*, caption: Wording = _PLAIN, picture: Wording = _PLAIN) -> BothWays:

@@ -17,7 +17,7 @@ from harness.records import checked_text
 from harness.task import Hub, Need
 
 from .miniature import PLACES, picture, write
-from .two_way import ASKED, FIND_CAPTION, Captioned, TwoWay, at_length, numbered, one_pass
+from .two_way import ASKED, ASKED_MARKED, FIND_CAPTION, Captioned, TwoWay, at_length, numbered, one_pass
 from .wording import Wording
 
 _FOLDER = Path("Urban1k")
@@ -28,7 +28,8 @@ _PICTURES = Need(_FOLDER / "image", _SOURCE, media=True, hub=_HUB)
 
 # Both code bases embed once, with the instruction on the pictures, and pass it as a Python set: the
 # model reads its braces and quotes. U-MARVEL's markers stand inside them, so that they are a suffix
-# here, read by its tokenizer as they are. Only on this set are pictures not cut to 300·28·28 pixels.
+# here, read by its tokenizer as they are. Only on this set are pictures not cut to 300·28·28 pixels;
+# their rerankers see them as on any other.
 _PIXELS = 16_384 * 28 * 28
 PROFILES = {
     "default": ASKED,
@@ -36,8 +37,8 @@ PROFILES = {
         picture=Wording(
             suffix=f"{{'<instruction_start>{FIND_CAPTION}<instruction_end>'}}", max_pixels=_PIXELS
         )
-    ),
-    "lamra": one_pass(picture=Wording(f"{{'{FIND_CAPTION}'}}", max_pixels=_PIXELS)),
+    ).reranked(ASKED_MARKED),
+    "lamra": one_pass(picture=Wording(f"{{'{FIND_CAPTION}'}}", max_pixels=_PIXELS)).reranked(ASKED),
 }
 
 

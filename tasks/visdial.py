@@ -26,7 +26,7 @@ from harness.records import Record, as_record, checked_text, read_json
 from harness.task import Fact, Hub, Need, Protocol, Task
 
 from .miniature import described, picture, write
-from .wording import PROFILES, Wording, Wordings, worded
+from .wording import Wording, Wordings, marked, worded
 
 _NAME = "visdial/dialog-to-image"
 _SOURCE = (
@@ -37,11 +37,17 @@ _HUB = Hub("code-kunkun/LamRA_Eval", ("visdial/*", "visdial.*"))
 _DIALOGS = Need(Path("visdial/visdial_1.0_val.json"), _SOURCE, hub=_HUB)
 _PICTURES = Need(Path("visdial/VisualDialog_val2018"), _SOURCE, media=True, hub=_HUB)
 
-_WORDINGS = Wordings(Wording("Find me an everyday image that matches the given dialog."))
+_ASKED = Wordings(Wording("Find me an everyday image that matches the given dialog."))
+_RERANKED = "Find the image that matches the dialogue"
+_PROFILES = {
+    "default": _ASKED,
+    "umarvel": _ASKED.reranked(Wordings(Wording(marked(_RERANKED)))),
+    "lamra": _ASKED.reranked(Wordings(Wording(_RERANKED))),
+}
 
 
 def _load(data_root: Path, protocol: Protocol) -> Collection:
-    sides = worded(_NAME, protocol, dict.fromkeys(PROFILES, _WORDINGS), splits=("val",))
+    sides = worded(_NAME, protocol, _PROFILES, splits=("val",))
     path, folder = _DIALOGS.require(data_root), _PICTURES.require(data_root)
     data = as_record(read_json(path), str(path)).record("data")
     questions, answers = data.values("questions"), data.values("answers")

@@ -79,8 +79,10 @@ def _load(data_root: Path, protocol: Protocol) -> Collection:
     pictures = {photo: Image(_suffixed(stems[photo], there)) for photo in sorted(stems)}
     queries = []
     for id, story in stories.items():
-        query = sides.query.query(id, _told(story, pictures, pairs=3 if released else 4))
-        queries.append(_unmarked(query) if protocol.profile == "umarvel" else query)
+        whole = sides.query.query(id, _told(story, pictures, pairs=4))
+        told = sides.query.query(id, _told(story, pictures, pairs=3)) if released else whole
+        query = _unmarked(told) if protocol.profile == "umarvel" else told
+        queries.append(replace(query, reranked=whole) if released else query)
     return Collection(
         queries=queries,
         pool=Pool("vist", [sides.candidate.candidate(id, (image,)) for id, image in pictures.items()]),

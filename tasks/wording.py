@@ -3,6 +3,10 @@
 Profiles: `default`, one instruction per direction (tasks/README.md lists them), and the exact prompts
 of the code bases `umarvel` (chaxjli/U-MARVEL) and `lamra` (Code-kunkun/LamRA), quirks included. Special
 tokens, templates and suffixes that a code base gives every item belong to its model, not to a profile.
+Both show their rerankers other prompts than their embedders: bare pictures and captions, an instruction
+of its own for every set. U-MARVEL's keep the markers of the instruction there, which its reranker reads
+as plain text; where its reranking was not to be read (CIRCO, VisDial, CC-Neg, Urban1K, the clips) it is
+taken to be LamRA's with these markers, as it is on the other sets.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.content import Candidate, Image, Part, Query, Text
+from harness.content import Candidate, Image, Part, Query, Text, Video
 from harness.task import Protocol, one_instruction, only
 
 PROFILES = ("default", "umarvel", "lamra")
@@ -21,7 +25,8 @@ class Wording:
     """One side of a task (queries or candidates) under one profile.
 
     `formatted` brings a text into M-BEIR's form; `suffix` is put directly behind the last text, or
-    behind the picture where there is none; `max_pixels` pins the budget of pictures.
+    behind the picture where there is none; `max_pixels` pins the budget of pictures, `frames` or `fps`
+    the sampling of clips. `reranked`: how a reranker is shown this side, where it is another way.
     """
 
     instruction: str | None = None
@@ -29,12 +34,17 @@ class Wording:
     formatted: bool = False
     suffix: str = ""
     max_pixels: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    reranked: Wording | None = None
 
     def query(self, id: str, parts: Sequence[Part]) -> Query:
-        return Query(id, self._shown(parts), self.instruction, self.separator)
+        again = self.reranked.query(id, parts) if self.reranked else None
+        return Query(id, self._shown(parts), self.instruction, self.separator, again)
 
     def candidate(self, id: str, parts: Sequence[Part]) -> Candidate:
-        return Candidate(id, self._shown(parts), self.instruction, self.separator)
+        again = self.reranked.candidate(id, parts) if self.reranked else None
+        return Candidate(id, self._shown(parts), self.instruction, self.separator, again)
 
     def _shown(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         shown = [self._part(part) for part in parts]
@@ -51,6 +61,8 @@ class Wording:
             return Text(formatted(part.text))
         if isinstance(part, Image) and self.max_pixels is not None:
             return replace(part, max_pixels=self.max_pixels)
+        if isinstance(part, Video) and (self.frames or self.fps):
+            return replace(part, frames=self.frames, fps=self.fps)
         return part
 
 
@@ -60,6 +72,16 @@ class Wordings:
 
     query: Wording = Wording()
     candidate: Wording = Wording()
+
+    def reranked(self, by: Wordings) -> Wordings:
+        """These, and how a reranker is shown both sides."""
+        sides = ((self.query, by.query), (self.candidate, by.candidate))
+        return Wordings(*(replace(own, reranked=None if own == other else other) for own, other in sides))
+
+
+def marked(instruction: str) -> str:
+    """As U-MARVEL's rerankers are shown it."""
+    return f"<instruction_start>{instruction}<instruction_end>"
 
 
 def worded(
@@ -84,7 +106,8 @@ def worded(
 
 def _bare(wording: Wording) -> Wording:
     # A suffix goes with the instruction: a profile may write one into the other.
-    return replace(wording, instruction=None, separator=" ", suffix="")
+    again = _bare(wording.reranked) if wording.reranked else None
+    return replace(wording, instruction=None, separator=" ", suffix="", reranked=again)
 
 
 def formatted(text: str | None) -> str:

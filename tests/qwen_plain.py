@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ def processors(folder: Path, architecture: str) -> tuple[Any, Any]:
     return image, clips(size=dict(size), do_sample_frames=False, cap_pixels_per_frame=False, **saved)
 
 
+FIRST = {"p": (56, 56), "q": (56, 84)}
+"""64x48 and 40x90 to multiples of 28."""
+
+
 class Plain:
     """transformers alone: tokenizer, processors and model, as their own pages use them."""
 
@@ -53,11 +57,16 @@ class Plain:
             "<|video_pad|>" if architecture == "qwen3_vl" else "<|vision_start|><|video_pad|><|vision_end|>"
         )
 
-    def inputs(self, text: str, pictures: Sequence[Path], clips: Sequence[Path]) -> Any:
+    def inputs(
+        self,
+        text: str,
+        pictures: Sequence[Path],
+        clips: Sequence[Path],
+        first: Mapping[str, tuple[int, int]] = FIRST,
+    ) -> Any:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2.functional import resize
 
-        first = {"p": (56, 56), "q": (56, 84)}  # 64x48 and 40x90 to multiples of 28
         pixels = [Pil.open(p).convert("RGB").resize(first[p.stem], Pil.Resampling.BICUBIC) for p in pictures]
         seen, metadata = [], []
         for path in clips:

@@ -167,7 +167,10 @@ def _small_table(folder: Path) -> None:
             _without_layer,
             r"lacks 2 of the weights of qwen2_vl: model.language_model.layers.1.self_attn.q_proj.bias",
         ),
-        (_pickled, "does not hold weights of qwen2_vl: "),
+        (
+            _pickled,
+            "does not hold weights of qwen2_vl: a pickle of more than tensors, save it as safetensors",
+        ),
         (lambda f: (f / "tokenizer.json").unlink(), "lacks tokenizer.json: copy it from the model"),
         (_without_token, r"is no tokenizer of Qwen-VL: it lacks <\|image_pad\|>"),
         (_settings(image_token_id=5), r"has <\|image_pad\|> at \d+, the model's image_token_id is 5"),
@@ -209,9 +212,10 @@ def test_deepstack_needs_qwen3(tiny_qwen):
         open_at(tiny_qwen["qwen2_vl"], deepstack="true")
 
 
-@pytest.fixture
-def adapter(tiny_qwen: Mapping[str, Path], tmp_path: Path) -> tuple[Path, torch.nn.Module]:
-    """An adapter as U-MARVEL's code of transformers 4.47 saved it, and the merged model."""
+@pytest.fixture(params=[False, True], ids=["lora", "dora"])
+def adapter(request: Any, tiny_qwen: Mapping[str, Path], tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    """An adapter as U-MARVEL's code of transformers 4.47 saved it (VLM2Vec's: with magnitudes), and the
+    merged model."""
     peft = pytest.importorskip("peft")
     from safetensors.torch import load_file, save_file
 
@@ -221,11 +225,12 @@ def adapter(tiny_qwen: Mapping[str, Path], tmp_path: Path) -> tuple[Path, torch.
     )
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "language_model" in n]
     with quietly():
-        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=linear))
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=linear, use_dora=request.param)
+        adapted = peft.get_peft_model(model, config)
     torch.manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.2)
+            torch.nn.init.normal_(weight, mean="magnitude" in name, std=0.2)
     adapted.save_pretrained(folder)
 
     def old(name: str) -> str:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -364,10 +365,10 @@ def test_an_adapter_is_of_the_architecture_of_its_base(tiny_qwen, tmp_path):
     assert abs(scores(frontend, [pair]) - scores(opened(tiny_qwen, "qwen3_vl"), [pair])) > 1e-3
 
 
-def seven(folder: Path) -> None:
-    """Takes the 7 out of the vocabulary."""
+def without(letter: str, folder: Path) -> None:
+    """Takes a letter out of the vocabulary."""
     saved = json.loads((folder / "tokenizer.json").read_text())
-    saved["model"]["vocab"]["unused"] = saved["model"]["vocab"].pop("7")
+    saved["model"]["vocab"]["unused"] = saved["model"]["vocab"].pop(letter)
     (folder / "tokenizer.json").write_text(json.dumps(saved))
 
 
@@ -403,7 +404,12 @@ def unlink(folder: Path) -> None:
     ("harm", "mode", "message"),
     [
         (alike, "pointwise", "tokenizer.json has no first token of its own for each of Yes, No: take the"),
-        (seven, "listwise", "no first token of its own for each of 1, 2, 3, 4, 5, 6, 7, 8, 9: take the"),
+        (partial(without, "Y"), "pointwise", "no first token of its own for each of Yes, No: take the"),
+        (
+            partial(without, "7"),
+            "listwise",
+            "no first token of its own for each of 1, 2, 3, 4, 5, 6, 7, 8, 9: take the",
+        ),
         (cut_off, "pointwise", "model.safetensors has .* bytes, not .*: download it again"),
         (headless, "pointwise", "lacks 1 of the weights of qwen2_vl: lm_head.weight"),
         (of_type, "pointwise", "holds a model of type 'llava', which is none of qwen2_vl, qwen2_5_vl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from harness.cli import main
 from harness.collection import Collection, Pool
-from harness.content import Candidate, Text
+from harness.content import Candidate, Query, Text
 from harness.errors import HarnessError
 from harness.evaluate import evaluate, open_reranker
 from harness.leaderboard import leaderboard, render
@@ -99,6 +100,28 @@ def test_a_reranked_result_is_that_of_plain_lists(tmp_path):
     assert reranked.metrics["hit_at_1"].value == sum(hits) / 12
     assert reranked.analysis["rerank"] == {"depth": 5, "weight": 0.5, "listwise": False}
     assert reranked.provenance["counts"] == {"pairs": 60, "scored": 60}
+
+
+def test_a_reranker_is_shown_what_stands_for_a_query_and_a_candidate(tmp_path):
+    def worded() -> Collection:
+        plain = collection(12)
+        queries = [
+            dataclasses.replace(q, reranked=Query(q.id, (Text(f"ask {q.id}"),))) for q in plain.queries
+        ]
+        pool = [dataclasses.replace(c, reranked=Candidate(c.id, (Text(f"is {c.id}"),))) for c in plain.pool]
+        return dataclasses.replace(plain, queries=queries, pool=Pool("worded", pool))
+
+    evaluated(tmp_path, ToyRanker(log=tmp_path / "log"), tasks=(task(worded),))
+    plain, reranked = sorted(read_results(tmp_path / "runs"), key=lambda r: r.model)
+    run = Run.read((tmp_path / "runs" / plain.path).with_suffix(".run.gz"))
+    pairs = {
+        repr(((Text(f"ask {query.id}"),), (Text(f"is {c}"),), 0))
+        for q, query in enumerate(collection(12).queries)
+        for c, _ in run.ranking(q)[:5]
+    }
+    logged = (tmp_path / "log").read_text().split()
+    assert sorted(logged) == sorted(hashlib.md5(pair.encode()).hexdigest() for pair in pairs)
+    assert reranked.provenance["counts"]["scored"] == 60
 
 
 def test_a_weight_of_zero_changes_nothing(tmp_path):
