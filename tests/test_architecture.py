@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "__init__"},
     {"content", "files", "progress", "compat", "ranks"},
     {"digest", "media", "records", "unpickle"},
-    {"metrics"},
+    {"metrics", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},
     {"task", "table", "published", "hub", "recipe"},

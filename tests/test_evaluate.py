@@ -19,7 +19,7 @@ from harness.evaluate import evaluate, plan
 from harness.files import write_text
 from harness.hookspecs import hookimpl
 from harness.metrics import MAP, NDCG, Hit
-from harness.result import Result, read_results
+from harness.result import Result, Stored, read_results
 from harness.run import Run
 from harness.task import Need
 from toys import Toy, catalog, collection, places, spec, task, texts
@@ -68,6 +68,8 @@ def test_run_and_per_query_outcomes_lie_beside_the_result(tmp_path):
     table = pq.read_table(base.with_suffix(".queries.parquet")).to_pydict()
     assert table["query"] == [f"q{i}" for i in range(6)]
     assert np.mean(table["hit_at_1"]) == outcome.result.metrics["hit_at_1"].value
+    assert set(outcome.result.provenance["written"]) == {".run.gz", ".queries.parquet"}
+    assert Stored.read(base).run().ranking(2) == back.ranking(2)
 
 
 def test_a_second_evaluation_keeps_the_result_and_encodes_nothing(tmp_path):
