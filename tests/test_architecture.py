@@ -23,7 +23,9 @@ LAYERS = [
     {"encode"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
-    {"reproduce", "ablations", "train"},
+    {"selection", "reproduce", "train"},
+    {"comparison", "bisect"},
+    {"ablations"},
     {"testing", "cli"},
 ]
 HEAVY = {

@@ -389,6 +389,9 @@ def test_all_instructions_give_their_mean_spread_and_a_run_each(tmp_path):
     assert result.metrics["hit_at_1"].value == pytest.approx(sum(each) / 3)
     assert result.analysis == {"instructions": 3, "spread": {"hit_at_1": 0.25, "hit_at_5": 0.0}}
     assert len(list(tmp_path.rglob("*.run.gz"))) == 3
+    per_query = Stored(result, tmp_path / "runs" / result.path).outcomes().values["hit_at_1"]
+    assert per_query.mean() == result.metrics["hit_at_1"].value
+    assert set(per_query) == {1.0, 1 / 3}
     (again,) = evaluate(catalog(models, [made]), models[0], {}, [made], options)
     assert (again.fresh, again.result.metrics) == (False, result.metrics)
 
