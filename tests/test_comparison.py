@@ -112,7 +112,7 @@ def test_the_same_queries_in_two_pools_are_resampled_together(tmp_path):
             store(tmp_path, model, name, outcomes(at, keys=("hit_at_1",)))
     found = compare(choose(read_stored(tmp_path), ["a", "b"]), [suite], TASKS)
     x, _, average = (line.pairs[0].test for line in found.lines)
-    assert (average.ci95, average.p, average.mdd) == pytest.approx((x.ci95, x.p, x.mdd))
+    assert (*average.ci95, average.p, average.mdd) == pytest.approx((*x.ci95, x.p, x.mdd))
 
 
 def test_other_queries_are_refused(tmp_path):

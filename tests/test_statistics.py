@@ -140,8 +140,17 @@ def test_no_difference_and_one_query_give_no_evidence() -> None:
 
 
 def test_a_drawn_p_is_never_0() -> None:
-    differences = np.linspace(0.1, 1, 40)
+    differences = np.linspace(0.1, 1, 17)  # only 2 of 2^17 assignments are as far from 0
     assert randomisation(differences, draws=999) == (1 / 1000, False)
+
+
+def test_beyond_all_draws_p_is_a_bound_above_the_truth() -> None:
+    differences = np.concatenate([np.full(150, 0.5), np.full(20, -1.0)])
+    p, exact = randomisation(differences)
+    z = differences.sum() / (differences**2).sum() ** 0.5
+    assert not exact
+    assert p == pytest.approx(2 * np.exp(-(z**2) / 2))
+    assert 2 * stats.norm.sf(z) < p < 1e-5
 
 
 def test_rounding_errors_do_not_split_equal_differences() -> None:
