@@ -16,7 +16,7 @@ from harness.leaderboard import column_metric, percent, plain
 from harness.metrics import Metric
 from harness.outcomes import Outcomes
 from harness.selection import Choice
-from harness.statistics import Float64, Paired, Strata, corrected, paired, rank_intervals, sum_ci
+from harness.statistics import Float64, Paired, Strata, corrected, paired, rank_intervals, score, sum_ci
 from harness.task import Suite, Task
 
 
@@ -109,8 +109,7 @@ def _line(
 ) -> Line:
     ranks = rank_intervals(range(len(labels)), tests)
     scores = tuple(
-        Score(label, float(sum(v.mean() for v in strata[i])), sum_ci(strata[i]), ranks[i])
-        for i, label in enumerate(labels)
+        Score(label, score(strata[i]), sum_ci(strata[i]), ranks[i]) for i, label in enumerate(labels)
     )
     pairs = tuple(Pair(labels[a], labels[b], test) for (a, b), test in tests.items())
     return Line(title, metric, scores, pairs)

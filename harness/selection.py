@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import HarnessError, ResultConflict, UnknownName
 from harness.leaderboard import SETTINGS
-from harness.result import Stored
+from harness.result import Result, Stored
 from harness.task import Protocol
 
 USUAL: Mapping[str, Any] = {
@@ -83,6 +83,11 @@ def choose(
     return [Choice(label, {task: picks[task][i] for task in common}) for i, label in enumerate(labels)]
 
 
+def is_usual(result: Result) -> bool:
+    """Whether it was scored under the protocol choices of a plain `harness eval`."""
+    return {name: result.protocol.get(name) for name in SETTINGS} == USUAL
+
+
 def _twice(names: Sequence[str]) -> str:
     return next(name for i, name in enumerate(names) if name in names[:i])
 
@@ -128,7 +133,7 @@ def _alike(task: str, names: Sequence[str], complete: Sequence[Sequence[Stored]]
             f"{task}: {names[0]} and {names[other]} were not scored under one protocol, they differ in"
             f" {_gaps(gaps)}: evaluate one of them again, or see 'harness bisect'"
         )
-    usual = [key for key in shared if {k: each[0][key].result.protocol.get(k) for k in SETTINGS} == USUAL]
+    usual = [key for key in shared if is_usual(each[0][key].result)]
     chosen = usual if len(shared) > 1 else shared
     if len(chosen) != 1:
         apart = _apart([each[0][key].result.protocol for key in shared])

@@ -184,9 +184,9 @@ def paired(first: Strata, second: Strata, *, seed: int = 0) -> Paired:
     spread = float(every.std(ddof=1)) if alone and len(every) > 1 else 0.0
     binary = alone and all(np.isin(values, (0.0, 1.0)).all() for values in (*first, *second))
     return Paired(
-        first=_score(first),
-        second=_score(second),
-        difference=_score(differences),
+        first=score(first),
+        second=score(second),
+        difference=score(differences),
         ci95=sum_ci(differences, seed=seed),
         p=p,
         exact=exact,
@@ -201,7 +201,8 @@ def paired(first: Strata, second: Strata, *, seed: int = 0) -> Paired:
     )
 
 
-def _score(strata: Strata) -> float:
+def score(strata: Strata) -> float:
+    """The sum of the strata's means."""
     return float(sum(values.mean() for values in strata))
 
 
@@ -260,7 +261,7 @@ def tied(scores: Mapping[K, Strata]) -> frozenset[K]:
     """
     if not scores:
         return frozenset()
-    best = max(scores, key=lambda name: _score(scores[name]))
+    best = max(scores, key=lambda name: score(scores[name]))
     others = [name for name in scores if name != best]
     tests = corrected([paired(scores[best], scores[name]) for name in others])
     return frozenset(

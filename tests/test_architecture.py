@@ -24,7 +24,7 @@ LAYERS = [
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train"},
-    {"comparison", "bisect"},
+    {"comparison", "bisect", "exports"},
     {"ablations"},
     {"testing", "cli"},
 ]

@@ -11,7 +11,18 @@ import typer
 from harness.errors import HarnessError
 
 from .app import app
-from .shared import DEFAULT_RUNS, AsJson, Runs, SuiteNames, TaskNames, chosen_suites, installed, say, words
+from .shared import (
+    DEFAULT_RUNS,
+    AsJson,
+    Runs,
+    SuiteNames,
+    TaskNames,
+    chosen_suites,
+    installed,
+    say,
+    stored,
+    words,
+)
 
 if TYPE_CHECKING:
     from harness.result import Stored
@@ -44,7 +55,7 @@ def compare(
     catalog = installed()
     chosen = catalog.select(words(tasks), words(suite))
     names = {task.name for task in chosen} or None
-    choices = choose(_stored(runs, models), models, names)
+    choices = choose(_found(runs, models), models, names)
     if not chosen:
         chosen = catalog.select(choices[0].results, [])
     suites = chosen_suites(catalog, tasks, suite, chosen)
@@ -69,28 +80,22 @@ def bisect(
     """Say what explains that two results of one task differ: model, protocol, data, machine, queries."""
     from harness import bisect as bisection
 
-    stored = _stored(runs, [first, second])
-    found = bisection.bisect(*(bisection.cell(stored, name, task) for name in (first, second)))
+    results = _found(runs, [first, second])
+    found = bisection.bisect(*(bisection.cell(results, name, task) for name in (first, second)))
     text = bisection.as_json(found) if as_json else bisection.render(found, first, second)
     typer.echo(text, nl=False)
 
 
-def _stored(runs: Sequence[Path] | None, names: Sequence[str]) -> list[Stored]:
+def _found(runs: Sequence[Path] | None, names: Sequence[str]) -> list[Stored]:
     """What lies in the result folders; result files alone need none."""
-    from harness.result import read_stored
     from harness.selection import disagreements
 
     if runs is None and all(name.endswith(".json") for name in names):
         return []
-    stored = []
-    for folder in runs or [DEFAULT_RUNS]:
-        if not folder.is_dir():
-            raise HarnessError(
-                f"there is no results folder {folder}: run 'harness eval', or name one with --runs"
-            )
-        stored += read_stored(folder)
-    if not stored:
-        raise HarnessError(f"no results lie in {', '.join(map(str, runs or [DEFAULT_RUNS]))}")
-    for line in disagreements(stored):
+    folders = runs or [DEFAULT_RUNS]
+    found = stored(folders)
+    if not found:
+        raise HarnessError(f"no results lie in {', '.join(map(str, folders))}")
+    for line in disagreements(found):
         say(f"warning: {line}")
-    return stored
+    return found
