@@ -9,7 +9,8 @@ eval_results   .eval_results/<data set>.yaml of a Hugging Face model repository
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from harness.collection import Collection, checked
 from harness.digest import Digests
 from harness.errors import DataInvalid, HarnessError
 from harness.evaluate import EvalOptions, require_data, task_files
-from harness.files import cache_dir, write_text
+from harness.files import cache_dir, write_lines, write_text
 from harness.metrics import Metric
 from harness.result import Result, Stored
 from harness.run import Run, quoted
@@ -36,7 +37,7 @@ def collection_of(result: Result, task: Task, data: Path) -> Collection:
     Raises DataMissing, DataInvalid where the data below `data` are others than then, and
     HarnessError where items were left out of it.
     """
-    chosen = {name: result.protocol[name] for name in Protocol.__dataclass_fields__}
+    chosen = {f.name: result.protocol[f.name] for f in fields(Protocol)}
     protocol = Protocol(**{**chosen, "compat": tuple(chosen["compat"])})
     require_data([task], data, protocol)
     options = EvalOptions(data=data, output_dir=data, cache_dir=cache_dir(), protocol=protocol)
@@ -44,7 +45,7 @@ def collection_of(result: Result, task: Task, data: Path) -> Collection:
     changed = sorted(name for name in {**files, **result.files} if files.get(name) != result.files.get(name))
     if changed:
         raise DataInvalid(
-            f"{task.name}: {data / changed[0]} is not what the result was made of: name its data with --data"
+            f"{task.name}: {changed[0]} is not the file that the result was made of: name its data with --data"
         )
     if any(count for name, count in result.counts.items() if name.startswith("left_out_")):
         raise HarnessError(f"{task.name}: the result left out items that cannot be read (--skip-broken)")
@@ -67,18 +68,18 @@ def trec(stored: Stored, task: Task, data: Path, folder: Path) -> tuple[Path, Pa
     collection = collection_of(stored.result, task, data)
     if collection.qrels is None:
         raise HarnessError(f"{task.name}: its truth is hidden, there are no qrels")
-    run = stored.run()
-    tag = quoted(f"{stored.result.model}-{stored.result.identity_id}")
-    lines = [
-        f"{quoted(query)} Q0 {quoted(candidate)} {rank} {score!s} {tag}\n"
-        for at, query in enumerate(run.query_ids)
-        for rank, (candidate, score) in enumerate(_strict(run, at, collection, task), 1)
-    ]
     path = folder / "runs" / stored.result.path.with_suffix(".run")
-    write_text(path, "".join(lines))
+    tag = quoted(f"{stored.result.model}-{stored.result.identity_id}")
+    write_lines(path, _run_lines(stored.run(), collection, task, tag))
     judged = folder / "qrels" / path.parent.name / f"{stored.result.protocol_id}.qrels"
-    write_text(judged, _qrels(collection))
+    write_lines(judged, _qrels_lines(collection))
     return path, judged
+
+
+def _run_lines(run: Run, collection: Collection, task: Task, tag: str) -> Iterator[str]:
+    for at, query in enumerate(run.query_ids):
+        for rank, (candidate, score) in enumerate(_strict(run, at, collection, task), 1):
+            yield f"{quoted(query)} Q0 {quoted(candidate)} {rank} {score!s} {tag}\n"
 
 
 def _strict(run: Run, at: int, collection: Collection, task: Task) -> list[tuple[str, np.float32]]:
@@ -96,12 +97,11 @@ def _strict(run: Run, at: int, collection: Collection, task: Task) -> list[tuple
     return strict
 
 
-def _qrels(collection: Collection) -> str:
-    lines = []
+def _qrels_lines(collection: Collection) -> Iterator[str]:
+    unjudged = {collection.pool.ids[0]: 0}
     for query in collection.queries:
-        judged = (collection.qrels or {}).get(query.id) or {collection.pool.ids[0]: 0}
-        lines += [f"{quoted(query.id)} 0 {quoted(c)} {grade}\n" for c, grade in judged.items()]
-    return "".join(lines)
+        judged = (collection.qrels or {}).get(query.id) or unjudged
+        yield from (f"{quoted(query.id)} 0 {quoted(c)} {grade}\n" for c, grade in judged.items())
 
 
 def mteb(results: Iterable[Result], folder: Path) -> list[Path]:
