@@ -45,7 +45,7 @@ def collection_of(result: Result, task: Task, data: Path) -> Collection:
     changed = sorted(name for name in {**files, **result.files} if files.get(name) != result.files.get(name))
     if changed:
         raise DataInvalid(
-            f"{task.name}: {changed[0]} is not the file that the result was made of: name its data with --data"
+            f"{task.name}: {changed[0]} is not what the result was made of: name its data with --data"
         )
     if any(count for name, count in result.counts.items() if name.startswith("left_out_")):
         raise HarnessError(f"{task.name}: the result left out items that cannot be read (--skip-broken)")

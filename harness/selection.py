@@ -66,9 +66,11 @@ def choose(
         raise HarnessError(f"{_twice(names)} is named twice: a comparison needs different systems")
     found = [matching(stored, name) for name in names]
     complete = [
-        [s for s in _one_identity(name, each, tasks) if s.result.status == "complete"]
-        for name, each in zip(names, found, strict=True)
+        [s for s in each if s.result.status == "complete" and (tasks is None or s.result.task in tasks)]
+        for each in found
     ]
+    for name, each in zip(names, complete, strict=True):
+        _require_one_identity(name, each)
     common = [
         task
         for task in dict.fromkeys(s.result.task for s in complete[0])
@@ -92,11 +94,9 @@ def _twice(names: Sequence[str]) -> str:
     return next(name for i, name in enumerate(names) if name in names[:i])
 
 
-def _one_identity(name: str, found: Sequence[Stored], tasks: Collection[str] | None) -> list[Stored]:
-    wanted = [s for s in found if tasks is None or s.result.task in tasks]
-    # A check model's identity holds the qrels of one task.
+def _require_one_identity(name: str, found: Sequence[Stored]) -> None:
     by_id: dict[str, list[Stored]] = {}
-    for s in wanted:
+    for s in found:  # a check model's identity holds the qrels of one task
         by_id.setdefault("" if s.result.check else s.result.identity_id, []).append(s)
     if len(by_id) > 1:
         apart = _apart([each[0].result.identity for each in by_id.values()])
@@ -105,7 +105,6 @@ def _one_identity(name: str, found: Sequence[Stored], tasks: Collection[str] | N
             for key, each in by_id.items()
         )
         raise HarnessError(f"{name} has {len(by_id)} identities, name one: {listed}")
-    return wanted
 
 
 def _tasks(found: Sequence[Stored]) -> str:
@@ -142,7 +141,11 @@ def _alike(task: str, names: Sequence[str], complete: Sequence[Sequence[Stored]]
             for key in shared
         )
         raise HarnessError(f"{task} was scored under {len(shared)} protocols, name result files: {listed}")
-    return [found[chosen[0]] for found in each]
+    picked = [found[chosen[0]] for found in each]
+    for i, stored in enumerate(picked):
+        if stored in picked[:i]:
+            raise HarnessError(f"{names[picked.index(stored)]} and {names[i]} are the same: {stored.path}")
+    return picked
 
 
 def _labels(names: Sequence[str], complete: Sequence[Sequence[Stored]]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -188,6 +190,24 @@ def test_json_keeps_full_precision(tmp_path):
     found = compared(tmp_path, "a", "b")
     data = json.loads(as_json(found))
     assert data["lines"][0]["pairs"][0]["test"]["difference"] == found.lines[0].pairs[0].test.difference
+
+
+def test_a_comparison_never_imports_torch(tmp_path):
+    for model in "ab":
+        store(tmp_path, model, "demo/composed", outcomes(ord(model)))
+    script = (
+        "import sys; from harness.cli import main\n"
+        "for line in ('compare a b --runs .', 'bisect a b --runs .'):\n"
+        "    sys.argv = ['harness', *line.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as exit_: assert not exit_.code, line\n"
+        "assert not {'torch', 'transformers', 'PIL'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| demo/composed | R@1 " in done.stdout
 
 
 def test_models_of_two_folders_are_compared_on_the_command_line(cli, tmp_path):

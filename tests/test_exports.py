@@ -113,7 +113,7 @@ def test_other_data_than_the_results_are_refused(tmp_path):
     (outcome,) = evaluate(catalog(models, [made]), models[0], {}, [made], places(tmp_path))
     assert collection_of(outcome.result, made, tmp_path / "data") == graded()
     data.write_text("{ }")
-    with pytest.raises(DataInvalid, match=r"q\.jsonl is not the file that the result was made of"):
+    with pytest.raises(DataInvalid, match=r"q\.jsonl is not what the result was made of"):
         collection_of(outcome.result, made, tmp_path / "data")
 
 

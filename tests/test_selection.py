@@ -53,6 +53,19 @@ def test_a_model_of_several_identities_lists_them_and_how_to_choose(tmp_path):
         assert f"a@{stored.result.identity_id[:8]} (dim={dim}, t/x)" in str(error.value)
 
 
+def test_one_system_under_two_names_is_noticed(tmp_path):
+    one = store(tmp_path, "a", "t/x", HITS)
+    name = f"a@{one.result.identity_id[:4]}"
+    with pytest.raises(HarnessError, match=f"a and {name} are the same: "):
+        choose([one], ["a", name])
+
+
+def test_partial_results_of_another_identity_are_not_in_the_way(tmp_path):
+    one = store(tmp_path, "a", "t/x", HITS)
+    two = store(tmp_path, "a", "t/x", HITS, identity={"dim": "8"}, status="partial")
+    assert choose([one, two], ["a"])[0].results == {"t/x": one}
+
+
 def test_an_identity_of_other_tasks_is_not_in_the_way(tmp_path):
     one = store(tmp_path, "a", "t/x", HITS, identity={"dim": "8"})
     two = store(tmp_path, "a", "t/y", HITS, identity={"dim": "16"})
