@@ -2,7 +2,7 @@
 from those of the model that it varies.
 
     umarvel                 63.2  60.7
-    └── umarvel-no-distill  61.7 (-1.5)  59.9 (-0.8)   without the distillation stage
+    └── umarvel-no-distill  61.7 (-1.5 [-1.9, -1.1])  59.9 (-0.8 [-1.2, -0.4])   without distillation
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from harness.leaderboard import GAP, Format, leaderboard, percent, plain
+from harness.comparison import aligned, average
+from harness.errors import HarnessError
+from harness.leaderboard import GAP, Format, Row, leaderboard, percent, plain
 from harness.model import ModelSpec
 from harness.published import Reported
-from harness.result import Result
+from harness.result import Stored
+from harness.selection import choose
+from harness.statistics import score, sum_ci
 from harness.task import Suite, Task
 
 NAME = "ablations"
@@ -25,10 +29,14 @@ NAME = "ablations"
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """A mean over a suite, in [0, 1], and how much it differs from the parent's (None: not known)."""
+    """A mean over a suite, in [0, 1], and how much it differs from the parent's (None: not known).
+
+    ci95: bootstrap interval of the difference, over queries that both answered under one protocol.
+    """
 
     value: float
     delta: float | None = None
+    ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +57,26 @@ def ablations(
     models: Mapping[str, ModelSpec],
     suites: Sequence[Suite],
     tasks: Mapping[str, Task],
-    results: Iterable[Result],
+    stored: Sequence[Stored],
     reported: Iterable[Reported],
 ) -> list[Variant]:
     """Every model that has a parent or children, each after its parent, children in their order."""
-    results = list(results)
     published = _published(suites, reported)
-    measured = {suite.name: _measured(suite, tasks, results) for suite in suites}
+    rows = {suite.name: _rows(suite, tasks, stored) for suite in suites}
+    measured = {
+        name: {model: row.average for model, row in of_model.items() if row.average is not None}
+        for name, of_model in rows.items()
+    }
     children: dict[str | None, list[str]] = {}
     for spec in models.values():
         children.setdefault(spec.parent if spec.parent in models else None, []).append(spec.name)
+
+    def with_intervals(name: str, parent: str | None) -> dict[str, Average]:
+        return {
+            suite.name: replace(found, ci95=_interval(suite, tasks, stored, rows[suite.name], name, parent))
+            for suite in suites
+            if (found := _against(name, parent, measured).get(suite.name)) is not None
+        }
 
     def walk(name: str, depth: int) -> Iterator[Variant]:
         spec = models[name]
@@ -70,7 +88,7 @@ def ablations(
             paper_ref=spec.paper_ref,
             source=spec.source,
             published=_against(name, spec.parent, published),
-            measured=_against(name, spec.parent, measured),
+            measured=with_intervals(name, spec.parent),
         )
         for child in children.get(name, ()):
             yield from walk(child, depth + 1)
@@ -93,13 +111,38 @@ def _published(suites: Sequence[Suite], reported: Iterable[Reported]) -> dict[st
     return found
 
 
-def _measured(suite: Suite, tasks: Mapping[str, Task], results: Sequence[Result]) -> dict[str, float]:
-    """Our name → average; that of the best row where a model has several."""
-    found: dict[str, float] = {}
-    for row in leaderboard([suite], tasks, results).rows:
+def _rows(suite: Suite, tasks: Mapping[str, Task], stored: Sequence[Stored]) -> dict[str, Row]:
+    """Our name → its row with an average; the best one where a model has several."""
+    found: dict[str, Row] = {}
+    for row in leaderboard([suite], tasks, [s.result for s in stored]).rows:
         if row.average is not None and not (row.check or row.marked or row.oracle):
-            found.setdefault(row.model, row.average)
+            found.setdefault(row.model, row)
     return found
+
+
+def _interval(
+    suite: Suite,
+    tasks: Mapping[str, Task],
+    stored: Sequence[Stored],
+    rows: Mapping[str, Row],
+    name: str,
+    parent: str | None,
+) -> tuple[float, float] | None:
+    """The interval of the difference of two rows' averages; None where they are not of the same queries."""
+    if parent is None or parent not in rows:
+        return None
+    pair = rows[name], rows[parent]
+    try:
+        chosen = choose(stored, [f"{row.model}@{row.identity_id}" for row in pair], set(suite.tasks))
+        first, second = (average(suite, tasks, outcomes) for outcomes in aligned(chosen))
+    except HarnessError:  # other protocols, or no outcomes: a difference without an interval
+        return None
+    if first is None or second is None:
+        return None
+    shown = zip((first, second), pair, strict=True)
+    if any(abs(score(strata) - (row.average or 0.0)) > 1e-9 for strata, row in shown):
+        return None  # the best row was made under other choices
+    return sum_ci([a - b for a, b in zip(first, second, strict=True)])
 
 
 def _against(
@@ -137,7 +180,8 @@ def _markdown(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
     align = ["left", "left", "left", *["right"] * (len(head) - 3)]
     table = tabulate(rows, headers=head, tablefmt="pipe", colalign=align, disable_numparse=True)
     notes = [
-        "In brackets: the difference from the model that it varies, in points.",
+        "In brackets: the difference from the model that it varies, in points; measured ones with the 95 %"
+        " interval of a bootstrap over the queries of both.",
         "Published averages of ablations are second-hand (grade C): a variant whose training differs has"
         " no public checkpoint, `harness list models -v` names the recipe that makes it.",
     ]
@@ -150,7 +194,8 @@ def _shown(average: Average | None) -> str:
         return GAP
     if average.delta is None:
         return percent(average.value)
-    return f"{percent(average.value)} ({100 * average.delta:+.1f})"
+    ends = ", ".join(f"{100 * end:+.1f}" for end in average.ci95 or ())
+    return f"{percent(average.value)} ({100 * average.delta:+.1f}{f' [{ends}]' if ends else ''})"
 
 
 def _tree(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
@@ -178,15 +223,25 @@ def _branch(variants: Sequence[Variant], at: int) -> str:
     return strokes
 
 
+def _numbers(average: Average | None) -> tuple[float | None, ...]:
+    if average is None:
+        return (None,) * 4
+    return average.value, average.delta, *(average.ci95 or (None, None))
+
+
 def _csv(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [(kind, s.name) for kind in ("published", "measured") for s in suites]
-    titles = [f"{name} {kind}{what}" for kind, name in columns for what in ("", " delta")]
+    titles = [
+        f"{name} {kind}{what}"
+        for kind, name in columns
+        for what in ("", " delta", " delta low", " delta high")
+    ]
     writer.writerow(["model", "parent", "change", "paper_ref", *titles])
     for v in variants:
         averages = [getattr(v, kind).get(name) for kind, name in columns]
-        values = [x for a in averages for x in ((a.value, a.delta) if a else (None, None))]
+        values = [x for a in averages for x in _numbers(a)]
         cells = ["" if x is None else repr(x) for x in values]
         writer.writerow([v.name, v.parent or "", v.change or "", v.paper_ref or "", *cells])
     return out.getvalue()

@@ -18,7 +18,7 @@ import numpy as np
 from harness import __version__
 from harness.collection import Collection, Subset, checked
 from harness.content import Candidate, Item, Query, item, modality
-from harness.digest import Digests, digest
+from harness.digest import Digests, digest, file_digest
 from harness.encode import EngineOptions, Keyed, Stats, broken_items, encode, key_items, missing_rows
 from harness.errors import (
     CheckpointMissing,
@@ -29,8 +29,8 @@ from harness.errors import (
     StorageError,
     Unsupported,
 )
-from harness.files import require_writable, write_atomic
-from harness.metrics import Ranks, TieRule, mean_ci, ranks
+from harness.files import require_writable
+from harness.metrics import Ranks, TieRule, ranks
 from harness.model import (
     Embedder,
     Frontend,
@@ -42,11 +42,13 @@ from harness.model import (
     identity_id,
     library_versions,
 )
+from harness.outcomes import SUFFIX, Outcomes
 from harness.registry import Catalog
 from harness.rerank import DEPTH, GRID, Fusion, fuse, pair_scores, places
 from harness.rerank import SCORES as PAIR_DTYPE
-from harness.result import Result, Score, Status, result_path
+from harness.result import RUN_SUFFIX, Result, Score, Status, Stored, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
+from harness.statistics import mean_ci
 from harness.store import DTYPE, Store
 from harness.task import Protocol, Task, missing
 
@@ -286,15 +288,21 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
 
 
 def _keep(
-    options: EvalOptions, job: _Job, result: Result, run: Run | None, outcomes: Mapping[str, Any]
+    options: EvalOptions, job: _Job, result: Result, run: Run | None, outcomes: Outcomes | None
 ) -> Outcome:
     """Write the result, its run and its queries, and let the exporters have them."""
     path = options.output_dir / result.path
     if path.exists():
         job.tell(f"{result.task}: replacing {path}")
+    written = []
     if run is not None:
-        run.write(path.with_suffix(".run.gz"), f"{result.model}-{result.identity_id}")
-        _write_queries(path.with_suffix(".queries.parquet"), run, outcomes)
+        run.write(path.with_suffix(RUN_SUFFIX), f"{result.model}-{result.identity_id}")
+        written.append(RUN_SUFFIX)
+    if outcomes is not None:
+        outcomes.write(path.with_suffix(SUFFIX))
+        written.append(SUFFIX)
+    checksums = {suffix: file_digest(path.with_suffix(suffix)) for suffix in written}
+    result = replace(result, provenance={**result.provenance, "written": checksums})
     result.write(options.output_dir)
     if run is not None:
         job.catalog.manager.hook.harness_evaluated(result=result, run=run, folder=path.parent)
@@ -325,7 +333,7 @@ def _evaluate_reranked(
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     retrieved = _retrieved(session, opened, task, plain)
     run: Run | None = None
-    outcomes: dict[str, Any] = {}
+    outcomes: Outcomes | None = None
     counts: dict[str, int] = {}
     lacking = _lacking(retrieved[0], reranking.frontend.modalities) if retrieved else []
     if lacking:
@@ -446,27 +454,21 @@ def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Outco
     if stored is not None or options.overwrite == "only-cache":
         return Outcome(task.name, stored)
     result = replace(first, protocol=protocol, protocol_id=protocol_id)
+    outcomes: Outcomes | None = None
     if first.metrics:
-        each = [_outcomes(options, r) for r in results]
-        outcomes = {key: np.mean([values[key] for values in each], axis=0) for key in first.metrics}
+        each = [Stored(r, options.output_dir / r.path).outcomes() for r in results]
+        means = {key: np.mean([o.values[key] for o in each], axis=0) for key in first.metrics}
+        outcomes = Outcomes(each[0].queries, means)
         values = {key: [r.metrics[key].value for r in results] for key in first.metrics}
         spread = {key: max(v) - min(v) for key, v in values.items()}
         result = replace(
             result,
-            metrics={key: _mean(per_query) for key, per_query in outcomes.items()},
+            metrics={key: _mean(per_query) for key, per_query in means.items()},
             groups={f"instruction {number}": r.metrics for number, r in zip(parts, results, strict=True)},
             ties={},
             analysis={"instructions": len(results), "spread": spread},
         )
-    return _keep(options, job, result, None, {})
-
-
-def _outcomes(options: EvalOptions, result: Result) -> Mapping[str, Any]:
-    """The per-query values that were stored beside a result."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table((options.output_dir / result.path).with_suffix(".queries.parquet"))
-    return {name: table.column(name).to_numpy() for name in table.column_names if name != "query"}
+    return _keep(options, job, result, None, outcomes)
 
 
 def _stored(path: Path, task: Task, overwrite: Overwrite) -> Result | None:
@@ -498,7 +500,7 @@ def _measure(
     collection: Collection,
     counts: dict[str, int],
     seconds: dict[str, float],
-) -> tuple[Result, Run | None, dict[str, Any]]:
+) -> tuple[Result, Run | None, Outcomes | None]:
     options = session.options
     name = opened.spec.name
     result = Result(
@@ -515,11 +517,11 @@ def _measure(
     lacking = _lacking(collection, opened.frontend.modalities)
     if lacking:
         reason = f"{name} does not take {' or '.join(lacking)} items"
-        return replace(result, status="unsupported", notes=(reason,)), None, {}
+        return replace(result, status="unsupported", notes=(reason,)), None, None
     try:
         queries, pool, stats = _encode(session, opened, task, collection)
     except Unsupported as error:
-        return replace(result, status="unsupported", notes=(str(error),)), None, {}
+        return replace(result, status="unsupported", notes=(str(error),)), None, None
     seconds |= stats.seconds
     notes: tuple[str, ...] = ()
     if options.protocol.limit is None:
@@ -544,7 +546,7 @@ def _measure(
         found.rows,
         found.scores,
     )
-    outcomes: dict[str, Any] = {}
+    outcomes: Outcomes | None = None
     if collection.qrels is not None:
         scored = _score(task, collection, request.positives, grades, found)
         outcomes = scored.pop("outcomes")
@@ -732,24 +734,13 @@ def _score(
         "metrics": {key: _mean(per_query) for key, per_query in values.items()},
         "groups": groups,
         "ties": ties,
-        "outcomes": values,
+        "outcomes": Outcomes(tuple(q.id for q in collection.queries), values),
     }
 
 
 def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> Score:
     value = float(values.mean()) if len(values) else 0.0
     return Score(value, mean_ci(values) if len(values) else (0.0, 0.0), len(values))
-
-
-def _write_queries(path: Path, run: Run, outcomes: Mapping[str, Any]) -> None:
-    """Per-query outcomes, one row a query in collection order; no rows for hidden truth."""
-    if not outcomes:
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table({"query": list(run.query_ids), **outcomes})
-    write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def _provenance(

@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,6 +80,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """As `write_text`, line by line: the text need not fit in memory."""
+    write_atomic(path, lambda file: file.writelines(line.encode("utf-8") for line in lines))
 
 
 def require_writable(folder: Path, what: str) -> None:

@@ -36,7 +36,6 @@ _SPELLED = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _BLOCK = 1 << 20
-_BINS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,38 +278,3 @@ def _reciprocal(ranks: Ranks, k: int) -> Float64:
     first = np.minimum.reduceat(ranks.rank, ranks.indptr[:-1][judged])
     values[judged] = np.where(first < k, 1 / (first.astype(np.float64) + 1), 0.0)
     return values
-
-
-def mean_ci(values: Float64, *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap 95 % interval of the mean of `values` [Q], one per query.
-
-    How often each *distinct* value occurs in a resample of the queries is multinomial, so that it
-    is drawn directly: the same distribution as drawing queries, at a cost that does not grow with
-    Q. Beyond 1000 distinct values they are first put into 1000 bins of equal width, each standing
-    for its mean: the mean is kept, and the variance falls by at most a quarter of a squared bin
-    width. One query, or equal values, give (v, v). Efron and Tibshirani 1993, §13.3.
-    """
-    if not len(values):
-        raise HarnessError("an interval needs at least one value: no query was scored")
-    distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) == 1:
-        return float(distinct[0]), float(distinct[0])
-    if len(distinct) > _BINS:
-        distinct, counts = _binned(distinct, counts)
-    rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK // len(distinct))
-    means = [
-        rng.multinomial(len(values), counts / len(values), size=min(step, resamples - i)) @ distinct
-        for i in range(0, resamples, step)
-    ]
-    low, high = np.quantile(np.concatenate(means) / len(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _binned(distinct: Float64, counts: Int64) -> tuple[Float64, Int64]:
-    """Equal-width bins of sorted distinct values: the mean and the count of each that is not empty."""
-    width = (distinct[-1] - distinct[0]) / _BINS
-    number = np.minimum(((distinct - distinct[0]) / width).astype(np.int64), _BINS - 1)
-    start = np.flatnonzero(np.diff(number, prepend=-1))
-    total = np.add.reduceat(counts, start)
-    return np.add.reduceat(distinct * counts, start) / total, total

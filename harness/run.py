@@ -168,13 +168,13 @@ class Run:
         Ids are percent-encoded where they hold white space or a percent sign, scores are the
         shortest decimals that read back as the same float32.
         """
-        names = {row: _quoted(self.candidate_ids[row]) for row in np.unique(self.rows).tolist() if row >= 0}
-        tag = _quoted(tag)
+        names = {row: quoted(self.candidate_ids[row]) for row in np.unique(self.rows).tolist() if row >= 0}
+        tag = quoted(tag)
 
         def fill(file: io.BufferedIOBase) -> None:
             with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as out:
                 for q, query in enumerate(self.query_ids):
-                    name = _quoted(query)
+                    name = quoted(query)
                     lines = [
                         f"{name} Q0 {names[row]} {rank} {score!s} {tag}\n"
                         for rank, (row, score) in enumerate(
@@ -218,7 +218,8 @@ class Run:
         return cls(list(lists), list(rows_of), "retrieved", rows, scores)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """An id as one word: percent-encoded where it holds white space or a percent sign."""
     if name and "%" not in name and len(name.split()) == 1 and name == name.strip():
         return name
     return quote(name, safe="/:,@+=!$&'()*;?#[]")

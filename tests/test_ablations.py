@@ -6,13 +6,17 @@ import csv
 import dataclasses
 import io
 import json
+from pathlib import Path
 
+import numpy as np
+import pytest
 from test_leaderboard import SUITE, TASKS, full
 
 from harness.ablations import ablations, averaged, render
 from harness.published import Reported
+from harness.result import Stored
 from harness.task import Suite
-from toys import Toy, spec
+from toys import Toy, spec, store
 
 BASE = dataclasses.replace(spec(Toy()), name="base")
 MODELS = {
@@ -48,7 +52,8 @@ NUMBERS = [mean("base", 0.632), mean("causal", 0.566), mean("small", 0.572), mea
 
 
 def report(results=()):
-    return ablations(MODELS, [SUITE], TASKS, results, NUMBERS)
+    stored = [r if isinstance(r, Stored) else Stored(r, Path("nowhere") / r.path) for r in results]
+    return ablations(MODELS, [SUITE], TASKS, stored, NUMBERS)
 
 
 def test_variants_follow_what_they_vary_and_a_model_without_kin_is_left_out():
@@ -62,6 +67,41 @@ def test_differences_are_from_the_parent_in_the_same_kind_of_number():
     assert found["last"].measured["s"].value == 0.25
     assert found["last"].measured["s"].delta is None  # its parent was not measured
     assert "s" not in found["last"].published
+
+
+def made(folder, model, seed, **more):
+    rng = np.random.default_rng(seed)
+    keys = {"a/x": "hit_at_1", "a/y": "hit_at_1", "b/z": "mrr_at_10"}
+    values = {name: rng.integers(0, 2, size=30).astype(float) for name in keys}
+    by_query = {name: {f"{name}{i}": float(v) for i, v in enumerate(values[name])} for name in keys}
+    return [store(folder, model, name, {keys[name]: by_query[name]}, **more) for name in keys], values
+
+
+def test_measured_differences_have_the_interval_of_the_paired_queries(tmp_path):
+    parents, a = made(tmp_path, "base", 1)
+    children, b = made(tmp_path, "causal", 2)
+    average = {v.name: v for v in report([*parents, *children])}["causal"].measured["s"]
+    gaps = [b[name] - a[name] for name in a]
+    assert average.delta == pytest.approx(sum(g.mean() for g in gaps) / 3)
+    rng = np.random.default_rng(0)
+    drawn = sum(g[rng.integers(0, 30, size=(10_000, 30))].mean(axis=1) for g in gaps) / 3
+    assert average.ci95 == pytest.approx(
+        tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.012
+    )  # the next value up or down
+    text = render(report([*parents, *children]), [SUITE], "markdown")
+    low, high = average.ci95
+    assert f"({100 * average.delta:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])" in text
+
+
+def test_without_common_protocol_or_outcomes_a_difference_has_no_interval(tmp_path):
+    parents, _ = made(tmp_path, "base", 1)
+    children, _ = made(tmp_path, "causal", 2, choices={"seed": 1})
+    average = {v.name: v for v in report([*parents, *children])}["causal"].measured["s"]
+    assert (average.delta is None, average.ci95) == (False, None)
+    for stored in parents:
+        stored.path.with_suffix(".queries.parquet").unlink()
+    children, _ = made(tmp_path, "causal", 2)
+    assert {v.name: v for v in report([*parents, *children])}["causal"].measured["s"].ci95 is None
 
 
 def test_the_tree_and_the_table_come_out_as_markdown():

@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "__init__"},
     {"content", "files", "progress", "compat", "ranks"},
     {"digest", "media", "records", "unpickle"},
-    {"metrics"},
+    {"metrics", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},
     {"task", "table", "published", "hub", "recipe"},
@@ -23,7 +23,9 @@ LAYERS = [
     {"encode"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
-    {"reproduce", "ablations", "train"},
+    {"selection", "reproduce", "train"},
+    {"comparison", "bisect", "exports"},
+    {"ablations"},
     {"testing", "cli"},
 ]
 HEAVY = {

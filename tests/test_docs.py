@@ -81,6 +81,17 @@ def test_the_commands_of_the_readmes_exist_with_their_flags(command, monkeypatch
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", shown), f"{command}: no {flag}"
 
 
+def test_the_commands_on_reading_numbers_run_one_after_another(cli):
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## How to read the numbers")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)[1:]
+        code, out, err = cli(*words, *(["--workers", "0", "-q"] if words[0] == "eval" else []))
+        assert code == 0, f"{line}: {err}"
+        assert out
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):

@@ -19,7 +19,7 @@ from harness.evaluate import evaluate, plan
 from harness.files import write_text
 from harness.hookspecs import hookimpl
 from harness.metrics import MAP, NDCG, Hit
-from harness.result import Result, read_results
+from harness.result import Result, Stored, read_results
 from harness.run import Run
 from harness.task import Need
 from toys import Toy, catalog, collection, places, spec, task, texts
@@ -68,6 +68,8 @@ def test_run_and_per_query_outcomes_lie_beside_the_result(tmp_path):
     table = pq.read_table(base.with_suffix(".queries.parquet")).to_pydict()
     assert table["query"] == [f"q{i}" for i in range(6)]
     assert np.mean(table["hit_at_1"]) == outcome.result.metrics["hit_at_1"].value
+    assert set(outcome.result.provenance["written"]) == {".run.gz", ".queries.parquet"}
+    assert Stored.read(base).run().ranking(2) == back.ranking(2)
 
 
 def test_a_second_evaluation_keeps_the_result_and_encodes_nothing(tmp_path):
@@ -387,6 +389,9 @@ def test_all_instructions_give_their_mean_spread_and_a_run_each(tmp_path):
     assert result.metrics["hit_at_1"].value == pytest.approx(sum(each) / 3)
     assert result.analysis == {"instructions": 3, "spread": {"hit_at_1": 0.25, "hit_at_5": 0.0}}
     assert len(list(tmp_path.rglob("*.run.gz"))) == 3
+    per_query = Stored(result, tmp_path / "runs" / result.path).outcomes().values["hit_at_1"]
+    assert per_query.mean() == result.metrics["hit_at_1"].value
+    assert set(per_query) == {1.0, 1 / 3}
     (again,) = evaluate(catalog(models, [made]), models[0], {}, [made], options)
     assert (again.fresh, again.result.metrics) == (False, result.metrics)
 

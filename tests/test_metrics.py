@@ -1,9 +1,9 @@
-"""Metrics, tie rules and intervals, against trec_eval, ir-measures, brute force and arithmetic."""
+"""Metrics, and tie rules, against trec_eval, ir-measures, brute force and arithmetic."""
 
 from __future__ import annotations
 
 from itertools import permutations, product
-from math import comb, log2
+from math import log2
 
 import ir_measures
 import numpy as np
@@ -24,7 +24,6 @@ from harness.metrics import (
     Metric,
     Ranks,
     Recall,
-    mean_ci,
     ranks,
     ranks_in_list,
 )
@@ -347,48 +346,3 @@ def test_an_impossible_metric_is_refused(kind: str, k: object, rel: int, message
 def test_a_cut_of_zero_is_refused_when_parsed() -> None:
     with pytest.raises(HarnessError, match="whole number from 1"):
         Metric.parse("hit_at_0")
-
-
-def test_the_interval_of_hits_is_the_binomial_one() -> None:
-    chance = [comb(100, n) * 0.3**n * 0.7 ** (100 - n) for n in range(101)]
-    below = np.cumsum(chance)
-    expected = (np.searchsorted(below, 0.025) / 100, np.searchsorted(below, 0.975) / 100)
-    assert mean_ci(np.repeat([1.0, 0.0], [30, 70])) == pytest.approx(expected)
-
-
-def test_the_interval_is_that_of_resampling_the_queries() -> None:
-    rng = np.random.default_rng(1)
-    values = rng.choice([0, 0.25, 1 / 3, 0.5, 1], p=[0.6, 0.1, 0.1, 0.1, 0.1], size=300)
-    means = values[rng.integers(0, 300, size=(10_000, 300))].mean(axis=1)
-    # An end of a 95 % interval from 10,000 draws has a standard error of 0.027 of the mean's.
-    close = 0.12 * values.std() / 300**0.5
-    assert mean_ci(values) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=close)
-
-
-def test_the_interval_of_continuous_values_is_the_normal_one_for_many_queries() -> None:
-    values = np.random.default_rng(2).beta(0.3, 3, size=20_000)
-    error = values.std() / len(values) ** 0.5
-    expected = (values.mean() - 1.96 * error, values.mean() + 1.96 * error)
-    assert mean_ci(values) == pytest.approx(expected, abs=0.12 * error)
-
-
-def test_the_interval_is_deterministic_and_blind_to_the_order_of_queries() -> None:
-    values = np.random.default_rng(3).random(400)
-    assert mean_ci(values) == mean_ci(values) == mean_ci(values[::-1])
-    assert mean_ci(values, seed=1) != mean_ci(values)
-
-
-def test_the_interval_of_one_resample_is_a_point() -> None:
-    low, high = mean_ci(np.array([0.0, 0.5, 1.0]), resamples=1)
-    assert low == high
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3])
-@pytest.mark.parametrize("queries", [1, 7])
-def test_the_interval_of_one_query_or_of_equal_values_is_the_value(value: float, queries: int) -> None:
-    assert mean_ci(np.full(queries, value)) == (value, value)
-
-
-def test_the_interval_of_no_query_is_refused() -> None:
-    with pytest.raises(HarnessError, match="at least one value"):
-        mean_ci(np.zeros(0))

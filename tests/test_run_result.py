@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from harness.errors import DataInvalid, ResultConflict
-from harness.result import SCHEMA, Result, Score, read_results, result_path
+from harness.outcomes import Outcomes
+from harness.result import SCHEMA, Result, Score, Stored, read_results, result_path
 from harness.run import Ragged, Run
 
 
@@ -126,6 +127,62 @@ def test_a_newer_schema_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": SCHEMA + 1}))
     with pytest.raises(ResultConflict, match="newer harness"):
         Result.read(path)
+
+
+def changed(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_score_changed_by_hand_is_noticed_and_a_note_on_its_making_is_not(tmp_path):
+    path = a_result().write(tmp_path)
+    changed(path, provenance={"device": "another"})
+    assert Result.read(path).provenance == {"device": "another"}
+    changed(path, metrics={"hit_at_1": {"value": 0.9, "ci95": [0.8, 1], "n": 3}})
+    with pytest.raises(ResultConflict, match="was changed after it was written"):
+        Result.read(path)
+
+
+def test_a_result_without_a_checksum_is_read(tmp_path):
+    path = a_result().write(tmp_path)
+    data = json.loads(path.read_text())
+    del data["checksum"]
+    path.write_text(json.dumps(data))
+    assert Result.read(path).task == "toys/a"
+
+
+def test_what_an_exporter_wrote_beside_a_result_is_no_result(tmp_path):
+    path = a_result().write(tmp_path)
+    path.with_suffix(".submission.json").write_text("{}")
+    assert len(read_results(tmp_path)) == 1
+
+
+def test_outcomes_read_back_and_sort_by_id(tmp_path):
+    made = Outcomes(("q2", "q10", "q1"), {"hit_at_1": np.array([1.0, 0, 0.5])})
+    made.write(tmp_path / "x.queries.parquet")
+    back = Outcomes.read(tmp_path / "x.queries.parquet")
+    assert back.queries == made.queries
+    assert back.sorted().queries == ("q1", "q10", "q2")
+    assert back.sorted().values["hit_at_1"].tolist() == [0.5, 0, 1]
+
+
+def test_outcomes_that_cannot_be_used_are_named(tmp_path):
+    path = tmp_path / "x.queries.parquet"
+    Outcomes(("q", "q"), {"hit_at_1": np.zeros(2)}).write(path)
+    with pytest.raises(ResultConflict, match="query 'q' is there twice"):
+        Outcomes.read(path)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ResultConflict, match=r"holds no per-query outcomes"):
+        Outcomes.read(path)
+
+
+def test_the_files_beside_a_result_must_be_there_and_be_its_own(tmp_path):
+    result = a_result(provenance={"written": {".queries.parquet": "0" * 32}})
+    stored = Stored.read(result.write(tmp_path))
+    with pytest.raises(ResultConflict, match=r"def\.run\.gz is missing: copy it"):
+        stored.run()
+    Outcomes(("q",), {"hit_at_1": np.zeros(1)}).write(stored.path.with_suffix(".queries.parquet"))
+    with pytest.raises(ResultConflict, match="not the file that was written with its result"):
+        stored.outcomes()
 
 
 def test_slashes_in_names_do_not_make_folders():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -16,13 +17,17 @@ import pluggy
 from harness import hookspecs
 from harness.collection import Collection, Pool
 from harness.content import Ask, Candidate, Image, Item, Query, Text
+from harness.digest import digest, file_digest
 from harness.encode import EngineOptions
 from harness.evaluate import EvalOptions
 from harness.media import open_picture
 from harness.metrics import MRR, Hit, Metric, Recall
 from harness.model import ModelSpec, RerankerSpec
+from harness.outcomes import SUFFIX, Outcomes
 from harness.registry import Catalog
+from harness.result import Result, Score, Stored
 from harness.search import TORCH
+from harness.statistics import mean_ci
 from harness.task import Column, Need, Protocol, Suite, Task
 
 
@@ -230,3 +235,40 @@ def places(folder: Path, *, limit: int | None = None, skip_broken: bool = False,
         engine=EngineOptions(quiet=True, **{"workers": 0, **engine}),
         **more,
     )
+
+
+def store(
+    folder: Path,
+    model: str,
+    name: str,
+    outcomes: Mapping[str, Mapping[str, float]],
+    *,
+    identity: Mapping[str, str] | None = None,
+    choices: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Stored:
+    """A result of task `name` made of per-query outcomes: metric → query → value."""
+    queries = tuple(next(iter(outcomes.values())))
+    values = {key: np.array([by_query[q] for q in queries]) for key, by_query in outcomes.items()}
+    side = {"model": model, **(identity or {})}
+    protocol = task(collection, name).fingerprint(Protocol(), {}) | dict(choices or {})
+    result = Result(
+        model=model,
+        identity=side,
+        identity_id=digest(side),
+        task=name,
+        protocol=protocol,
+        protocol_id=digest(protocol),
+        **{
+            "status": "complete",
+            "metrics": {k: Score(float(v.mean()), mean_ci(v), len(v)) for k, v in values.items()},
+            "headline": next(iter(values)),
+            "provenance": {"started": "2026-01-01"},
+            **fields,
+        },
+    )
+    path = folder / result.path
+    Outcomes(queries, values).write(path.with_suffix(SUFFIX))
+    written = {SUFFIX: file_digest(path.with_suffix(SUFFIX))}
+    result = dataclasses.replace(result, provenance={**result.provenance, "written": written})
+    return Stored(result, result.write(folder))

@@ -21,6 +21,7 @@ from .shared import (
     Runs,
     SuiteNames,
     installed,
+    stored,
     stored_results,
     words,
 )
@@ -99,7 +100,7 @@ def _ablations(catalog: Catalog, runs: Sequence[Path] | None, format: Form) -> s
     reported = catalog.reported()
     suites = averaged(catalog.suites, reported)
     folders = runs or ([DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else [])
-    variants = ablations(catalog.models, suites, catalog.tasks, stored_results(folders), reported)
+    variants = ablations(catalog.models, suites, catalog.tasks, stored(folders), reported)
     return render(variants, suites, format.value)
 
 

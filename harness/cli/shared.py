@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.ranks import Ranks
     from harness.registry import Catalog
-    from harness.result import Result
+    from harness.result import Result, Stored
     from harness.task import Suite, Task
 
 GAP = "–"
@@ -132,17 +132,21 @@ def chosen_suites(
     return [*named, tasks_suite(loose)] if loose else named
 
 
-def stored_results(folders: Sequence[Path]) -> list[Result]:
-    from harness.result import read_results
+def stored(folders: Sequence[Path]) -> list[Stored]:
+    from harness.result import read_stored
 
-    results = []
+    found = []
     for folder in folders:
         if not folder.is_dir():
             raise HarnessError(
                 f"there is no results folder {folder}: run 'harness eval', or name one with --runs"
             )
-        results += read_results(folder)
-    return results
+        found += read_stored(folder)
+    return found
+
+
+def stored_results(folders: Sequence[Path]) -> list[Result]:
+    return [each.result for each in stored(folders)]
 
 
 def print_rows(rows: Sequence[dict[str, Any]], as_json: bool, verbose: bool, brief: Sequence[str]) -> None:

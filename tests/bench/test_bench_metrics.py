@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from harness.metrics import MAP, MRR, NDCG, Hit, Recall, mean_ci, ranks_in_list
+from harness.metrics import MAP, MRR, NDCG, Hit, Recall, ranks_in_list
+from harness.statistics import mean_ci
 
 QUERIES = round(2000 * float(os.environ.get("BENCH_SIZE", "1")))
 DEPTH = 50
