@@ -20,11 +20,13 @@ LAYERS = [
     {"result"},
     {"hookspecs"},
     {"registry", "store", "search"},
-    {"encode"},
+    {"encode", "tripwires"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
     {"reproduce", "ablations", "train"},
-    {"testing", "cli"},
+    {"testing"},
+    {"audit", "doctor"},
+    {"cli"},
 ]
 HEAVY = {
     "torch",
