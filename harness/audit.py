@@ -20,8 +20,8 @@ from harness.content import Candidate, Item, Query, item
 from harness.digest import Digests
 from harness.encode import out_of_memory, release_memory, texts_cut
 from harness.errors import DataInvalid, HarnessError, NoSuchInstruction, UnknownName
-from harness.evaluate import require_data
-from harness.model import ModelSpec, full_identity, identity_id
+from harness.evaluate import open_model, require_data
+from harness.model import ModelSpec
 from harness.store import Facts, key
 from harness.task import Protocol, Task
 from harness.testing import INVARIANCE, Probe, changes, distances, expected, sample_items, unit
@@ -43,6 +43,8 @@ TOP_CHANGES = (0.05, 0.2)
 """Shares of queries whose first candidate is another one."""
 SPREAD = 0.05
 """Difference of the headline between wordings of one instruction, in [0, 1]."""
+REWORDED = 0.1
+"""Mean cosine distance between a query's vectors under those wordings."""
 NEVER = float("inf")
 REPHRASED = ("{}", "Please do the following. {}", "Your task: {}", "{} Give the best match.")
 """Four wordings of an instruction, for tasks that have one."""
@@ -92,7 +94,8 @@ def audit(
     if spec.check is not None:
         raise HarnessError(f"model {spec.name!r} is a check of tasks: there is nothing to audit")
     require_data(tasks, data, Protocol())
-    frontend = spec.open(given)
+    opened = open_model(spec, given)
+    frontend = opened.frontend
     reads = getattr(frontend, "reads_instructions", True)
     loaded = [(task, _loaded(task, data)) for task in tasks]
     roles = [_of_role(loaded, role, frontend.modalities, reads) for role in ("query", "candidate")]
@@ -110,18 +113,24 @@ def audit(
                 _statistics(probe, who, items)
                 for who, items in zip(("queries", "candidates"), roles, strict=True)
             ),
-            _wording(probe, small, reads),
+            _wording(probe, small, roles[0], reads),
             _repetition(probe, spec, given, sample, device),
             _precision(spec, given, small, sample, device),
         ):
             checks += made
     except AssertionError as fault:  # a probe's: rows that are not finite, or too few
         checks.append(Check("rows", "FAIL", None, None, str(fault)))
-    identity = full_identity(spec.name, frontend, {})
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise HarnessError(
+            f"{spec.name} does not fit in the memory of {device} with {BATCH} items at a time:"
+            " use a smaller dtype or a bigger device"
+        ) from error
     return Audit(
         spec.name,
-        identity_id(identity),
-        identity.get("dtype", "unknown"),
+        opened.id,
+        opened.identity.get("dtype", "unknown"),
         device,
         tuple(t.name for t in tasks),
         len(sample) + sum(map(len, roles)),
@@ -187,15 +196,14 @@ def _smalls(
         for task, c in loaded
         if c.qrels is not None and {item(t).modality for t in (*c.queries, *c.pool)} <= takes
     ]
-    smalls = [Small(task, c, _wordings(task, c, data)) for task, c in fit] if reads else []
-    yield from sorted(smalls, key=lambda small: not small.wordings)
+    for task, c in fit if reads else ():
+        if any(query.instruction for query in c.queries):
+            yield Small(task, c, _wordings(task, c, data))
     yield from (Small(task, c, ()) for task, c in fit)
 
 
 def _wordings(task: Task, collection: Collection, data: Path) -> tuple[Collection, ...]:
     """The task's own instructions where it has several, else its one in four wordings."""
-    if not any(query.instruction for query in collection.queries):
-        return ()
     try:
         own = tuple(_loaded(task, data, number) for number in WORDINGS)
     except (NoSuchInstruction, DataInvalid):
@@ -285,14 +293,14 @@ def _statistics(probe: Probe, who: str, items: Sequence[Item]) -> Iterator[Check
     yield from vectors(who, items, unit(raw), facts)
 
 
-def _wording(probe: Probe, small: Small | None, reads: bool) -> Iterator[Check]:
-    """How much the headline of a small task, or where it has none the vector, hangs on the wording."""
+def _wording(probe: Probe, small: Small | None, queries: Sequence[Item], reads: bool) -> Iterator[Check]:
+    """How much the headline of a small task hangs on the wording of the instruction; where none can
+    be scored, how much the vectors of queries do."""
     name = "instruction sensitivity"
+    told = [one for one in queries if one.instruction][:QUERIES]
     if not reads:
         yield without(name, "the model reads no instructions")
-    elif small is None or not small.wordings:
-        yield without(name, "no query of a task that it takes as a whole has an instruction")
-    else:
+    elif small is not None and small.wordings:
         pool = _unit(probe, [item(c) for c in small.collection.pool])
         scores = [_headline(probe, small.task, each, pool) for each in small.wordings]
         count = len(small.collection.queries)
@@ -303,6 +311,19 @@ def _wording(probe: Probe, small: Small | None, reads: bool) -> Iterator[Check]:
             " papers draw the wording at random"
         )
         yield graded(name, spread, (bound, NEVER), detail)
+    elif told:
+        first, *others = (
+            _unit(probe, [dataclasses.replace(one, instruction=form.format(one.instruction)) for one in told])
+            for form in REPHRASED
+        )
+        away = float(np.mean([distances(first, rows) for rows in others]))
+        detail = (
+            f"mean cosine distance of {len(told)} queries under {len(REPHRASED)} wordings; no task that it"
+            " takes as a whole has scores"
+        )
+        yield graded(name, away, (REWORDED, NEVER), detail)
+    else:
+        yield without(name, "no query has an instruction")
 
 
 def _headline(probe: Probe, task: Task, collection: Collection, pool: Float64) -> float:
@@ -320,22 +341,19 @@ def _repetition(
 ) -> Iterator[Check]:
     """Whether the same batch gives the same bytes again, and after loading the weights anew."""
     first = _unit(probe, sample)
-    opened = spec.open(given)
-    for name, again in (
-        ("determinism, same weights", probe),
-        ("determinism, loaded again", Probe(spec.name, opened, opened.load(device))),
+    bound = ROUNDING.get(_dtype(probe), INVARIANCE)
+    for name, rows in (
+        ("determinism, same weights", _unit(probe, sample)),
+        ("determinism, loaded again", _rows_of(spec, given, sample, device)),
     ):
-        rows = _unit(again, sample)
+        if isinstance(rows, str):
+            yield without(name, rows)
+            continue
         equal = int((rows == first).all(axis=1).sum())
         worst = float(distances(first, rows).max()) if equal < len(sample) else 0.0
-        bound = ROUNDING.get(_dtype(probe), INVARIANCE)
         detail = f"{equal} of {len(sample)} rows have the same bytes; a GPU may sum in another order"
-        verdict = graded(name, worst, (bound, bound), detail)
-        yield (
-            dataclasses.replace(verdict, verdict="warn")
-            if equal < len(sample) and not verdict.bad
-            else verdict
-        )
+        check = graded(name, worst, (bound, bound), detail)
+        yield dataclasses.replace(check, verdict="warn") if equal < len(sample) and not check.bad else check
 
 
 def _precision(
@@ -345,12 +363,15 @@ def _precision(
     asked = [item(q) for q in small.collection.queries] if small else []
     found = [item(c) for c in small.collection.pool] if small else []
     items = [*asked, *found] or sample
-    exact = _rows_in("float32", spec, given, items, device)
+    exact = _rows_of(spec, {**given, "dtype": "float32"}, items, device)
     for dtype, bounds in PRECISION.items():
         name = f"precision: {dtype}"
-        rows = exact if isinstance(exact, str) else _rows_in(dtype, spec, given, items, device)
-        if isinstance(exact, str) or isinstance(rows, str):
-            yield without(name, rows if isinstance(rows, str) else str(exact))
+        if isinstance(exact, str):
+            yield without(name, exact)
+            continue
+        rows = _rows_of(spec, {**given, "dtype": dtype}, items, device)
+        if isinstance(rows, str):
+            yield without(name, rows)
             continue
         if not np.isfinite(rows).all():
             yield Check(name, "FAIL", None, None, f"{dtype} overflows: a row is not finite")
@@ -368,21 +389,19 @@ def _precision(
             yield graded(f"{name}, first", other / len(asked), TOP_CHANGES, detail)
 
 
-def _rows_in(
-    dtype: str, spec: ModelSpec, given: Mapping[str, str], items: Sequence[Item], device: str
-) -> Float64 | str:
-    """[N, D] unit rows computed in a dtype, or why there are none."""
+def _rows_of(spec: ModelSpec, given: Mapping[str, str], items: Sequence[Item], device: str) -> Float64 | str:
+    """[N, D] unit rows of a model opened anew, NaN where one is not finite; or why there are none."""
     try:
-        frontend = spec.open({**given, "dtype": dtype})
+        frontend = spec.open(given)
     except UnknownName:
         return "the model has no option dtype"
     try:
-        probe = Probe(spec.name, frontend, frontend.load(device))
-        return _unit(probe, items)
+        return _unit(Probe(spec.name, frontend, frontend.load(device)), items)
     except AssertionError:
         return np.full((len(items), 1), np.nan)
     except (RuntimeError, MemoryError) as error:
         release_memory()
+        what = f"with {given['dtype']}" if "dtype" in given else "a second time"
         if out_of_memory(error):
-            return f"{dtype} does not fit in the memory of {device}"
-        return f"{dtype} cannot be computed on {device}: {str(error).splitlines()[0]}"
+            return f"it does not fit in the memory of {device} {what}"
+        return f"it cannot be computed on {device} {what}: {str(error).splitlines()[0]}"

@@ -114,6 +114,15 @@ def test_the_wording_is_judged_by_the_headline_under_four_wordings(tmp_path):
     assert "Hit@1 of toys/a on 12 queries under 4 wordings" in check.detail
 
 
+def test_without_scores_the_wording_is_judged_by_the_vectors(tmp_path):
+    hidden = dataclasses.replace(scored(tmp_path), qrels=None)
+    done = audit(spec(Toy()), {}, [task(lambda: hidden)], data=tmp_path, scratch=tmp_path / "scratch")
+    check = next(c for c in done.checks if c.name == "instruction sensitivity")
+    assert check.verdict == "warn"
+    assert check.figure == pytest.approx(1.0, abs=0.1)  # a hash: another wording, any other vector
+    assert check.detail.startswith("mean cosine distance of 12 queries")
+
+
 def test_instructions_that_are_not_read_and_dtypes_that_do_not_exist_are_not_judged(tmp_path):
     model = load_catalog().model("random")
     tasks = [task(lambda: scored(tmp_path))]

@@ -7,14 +7,15 @@ import pytest
 
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Item, Query, Text
-from harness.evaluate import evaluate
+from harness.evaluate import evaluate, open_reranker
 from harness.metrics import ACCURACY, MAP, MRR, NDCG, UNREACHED, Hit, Ranks, Recall
 from harness.registry import load_catalog
+from harness.rerank import Fusion
 from harness.run import Ragged, SearchRequest
 from harness.store import Facts, Store, as_keys
 from harness.testing import write_picture
 from harness.tripwires import against_chance, chance, collapse, norms, pictures, reachable, truncation
-from toys import Toy, ToyEmbedder, catalog, collection, places, spec, task
+from toys import Toy, ToyEmbedder, ToyRanker, catalog, collection, places, spec, task
 
 METRICS = [
     Hit(1),
@@ -211,6 +212,21 @@ def test_random_vectors_score_within_noise_of_chance(tmp_path):
     wire = outcome.result.analysis["tripwires"]["score: chance"]
     assert (wire["verdict"], wire["threshold"]) == ("warn", 0.025)  # one of 40
     assert said == [f"toys/a: warning: {outcome.result.notes[0].removeprefix('tripwire: ')}"]
+
+
+def test_a_reranked_result_is_held_against_chance_by_its_own_score(tmp_path):
+    made = collection(40)
+    ranker = ToyRanker(weights="r9")
+    reranking = open_reranker(ranker.spec(), {}, Fusion({"*": 40}, {"*": 100.0}))
+    models, tasks = [spec(Faulty(fault="short"))], [task(lambda: made)]
+    known = catalog(models, tasks, [ranker.spec()])
+    (outcome,) = evaluate(known, models[0], {}, tasks, places(tmp_path), reranking=reranking)
+    result = outcome.result
+    wire = result.analysis["tripwires"]["score: chance"]
+    assert wire["figure"] == pytest.approx(result.metrics["hit_at_1"].ci95[0], rel=1e-2)
+    said = [note for note in result.notes if "score: chance" in note]
+    assert len(said) == (wire["verdict"] == "warn")
+    assert sum("truncation" in note for note in result.notes) == 2  # the vectors are the retriever's
 
 
 def test_checks_of_tasks_are_exempt(tmp_path):
