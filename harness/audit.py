@@ -287,9 +287,9 @@ def _statistics(probe: Probe, who: str, items: Sequence[Item]) -> Iterator[Check
         batch = probe.prepared(part)
         rows.append(probe.embedded(batch, len(part)))
         said = texts_cut(batch)
-        cut.append(said if len(said) == len(part) else np.full(len(part), -1, np.int16))
+        cut.append(said if len(said) == len(part) else np.full(len(part), -1))
     raw = np.concatenate(rows)
-    facts = Facts(np.linalg.norm(raw, axis=1).astype(np.float32), np.concatenate(cut))
+    facts = Facts(np.linalg.norm(raw, axis=1).astype(np.float32), np.concatenate(cut).astype(np.int16))
     yield from vectors(who, items, unit(raw), facts)
 
 

@@ -302,11 +302,11 @@ def _embed_all(
     return unreadable
 
 
-def texts_cut(batch: Batch) -> npt.NDArray[np.int16]:
+def texts_cut(batch: Batch) -> npt.NDArray[np.int64]:
     """How many texts were shortened in a prepared batch, as a mapping says under "cut": of each
     item, in all ([1]), or nothing ([0])."""
     said = batch.get("cut", ()) if isinstance(batch, Mapping) else ()
-    return np.atleast_1d(np.asarray(said, dtype=np.int16))
+    return np.atleast_1d(np.asarray(said, dtype=np.int64))
 
 
 def _finish(
