@@ -286,10 +286,9 @@ def _statistics(probe: Probe, who: str, items: Sequence[Item]) -> Iterator[Check
     for part in _batches(items):
         batch = probe.prepared(part)
         rows.append(probe.embedded(batch, len(part)))
-        said = texts_cut(batch)
-        cut.append(said if len(said) == len(part) else np.full(len(part), -1))
+        cut.append(texts_cut(batch, len(part)))
     raw = np.concatenate(rows)
-    facts = Facts(np.linalg.norm(raw, axis=1).astype(np.float32), np.concatenate(cut).astype(np.int16))
+    facts = Facts(np.linalg.norm(raw, axis=1).astype(np.float32), np.concatenate(cut))
     yield from vectors(who, items, unit(raw), facts)
 
 

@@ -282,10 +282,10 @@ def _embed_all(
                 )
                 rows |= zip(prepared.positions, got, strict=True)
                 stats.batches += 1
-                cut = texts_cut(prepared.batch)
-                stats.cut += int(cut.sum())
+                cut = texts_cut(prepared.batch, len(got))
+                stats.cut += int(cut.clip(0).sum())
                 facts.norms[prepared.positions] = norms
-                facts.cut[prepared.positions] = cut if len(cut) == len(norms) else -1
+                facts.cut[prepared.positions] = cut
                 costs = plan.costs[prepared.positions]
                 stats.cost += int(costs.sum())
                 stats.padded_cost += int(costs.max()) * len(costs)
@@ -302,11 +302,11 @@ def _embed_all(
     return unreadable
 
 
-def texts_cut(batch: Batch) -> npt.NDArray[np.int64]:
-    """How many texts were shortened in a prepared batch, as a mapping says under "cut": of each
-    item, in all ([1]), or nothing ([0])."""
-    said = batch.get("cut", ()) if isinstance(batch, Mapping) else ()
-    return np.atleast_1d(np.asarray(said, dtype=np.int64))
+def texts_cut(batch: Batch, count: int) -> npt.NDArray[np.int16]:
+    """How many texts of each item were shortened in a prepared batch: what a mapping says under
+    "cut", [count]; -1 where it says nothing."""
+    said = batch.get("cut") if isinstance(batch, Mapping) else None
+    return np.full(count, -1, np.int16) if said is None else np.asarray(said, np.int16)
 
 
 def _finish(
