@@ -18,7 +18,7 @@ from harness.digest import Digests
 from harness.errors import BadEmbedding, DataInvalid, HarnessError
 from harness.model import Batch, Embedder, Frontend
 from harness.progress import progress
-from harness.store import Half, Keys, Store, key
+from harness.store import Facts, Half, Keys, Store, key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,6 +266,7 @@ def _embed_all(
 
     unreadable: dict[np.bytes_, str] = {}
     rows: dict[int, Half] = {}
+    facts = Facts(np.zeros(len(plan.items), np.float32), np.zeros(len(plan.items), np.int16))
     current, left = 0, -1
     with progress(title, len(plan.items), quiet=options.quiet) as advance:
         for prepared in in_workers(
@@ -276,10 +277,15 @@ def _embed_all(
             if left < 0:
                 current, left = prepared.window, len(sizes[prepared.window])
             if prepared.positions:
-                got = _embed(prepared.positions, prepared.batch, source, embedder, budget, plan.costs, check)
+                got, norms = _embed(
+                    prepared.positions, prepared.batch, source, embedder, budget, plan.costs, check
+                )
                 rows |= zip(prepared.positions, got, strict=True)
                 stats.batches += 1
-                stats.cut += _cut(prepared.batch)
+                cut = texts_cut(prepared.batch, len(got))
+                stats.cut += int(cut.clip(0).sum())
+                facts.norms[prepared.positions] = norms
+                facts.cut[prepared.positions] = cut
                 costs = plan.costs[prepared.positions]
                 stats.cost += int(costs.sum())
                 stats.padded_cost += int(costs.max()) * len(costs)
@@ -287,7 +293,7 @@ def _embed_all(
             left -= len(prepared.positions) + len(prepared.broken)
             clock = stats.spend("embed", clock)
             if left == 0:
-                _finish(sorted(rows), rows, plan, store, check)
+                _finish(sorted(rows), rows, facts, plan, store, check)
                 stats.embedded += len(rows)
                 del sizes[current]
                 rows, left = {}, -1
@@ -296,12 +302,16 @@ def _embed_all(
     return unreadable
 
 
-def _cut(batch: Batch) -> int:
-    """How many texts were shortened in a prepared batch: what a mapping says under "cut"."""
-    return int(batch.get("cut", 0)) if isinstance(batch, Mapping) else 0
+def texts_cut(batch: Batch, count: int) -> npt.NDArray[np.int16]:
+    """How many texts of each item were shortened in a prepared batch: what a mapping says under
+    "cut", [count]; -1 where it says nothing."""
+    said = batch.get("cut") if isinstance(batch, Mapping) else None
+    return np.full(count, -1, np.int16) if said is None else np.asarray(said, np.int16)
 
 
-def _finish(order: list[int], rows: Mapping[int, Half], plan: _Plan, store: Store, check: bool) -> None:
+def _finish(
+    order: list[int], rows: Mapping[int, Half], facts: Facts, plan: _Plan, store: Store, check: bool
+) -> None:
     """Check a window as a whole and store it as one shard, in item order."""
     if not order:
         return
@@ -311,7 +321,7 @@ def _finish(order: list[int], rows: Mapping[int, Half], plan: _Plan, store: Stor
             f"{store.identity['model']} returned the same row for {len(matrix)} different items"
             f" (first: {_brief(plan.items[order[0]])}): it does not look at its input"
         )
-    store.add(plan.keys[order], matrix)
+    store.add(plan.keys[order], matrix, facts[np.array(order)])
 
 
 class Source(Protocol[T_co]):
@@ -383,8 +393,9 @@ def _embed(
     budget: _Budget,
     costs: npt.NDArray[np.int64],
     check: bool,
-) -> Half:
-    """[len(positions), D] float16 unit rows; halves what does not fit and lowers the budget."""
+) -> tuple[Half, npt.NDArray[np.float32]]:
+    """[len(positions), D] float16 unit rows and the norms they had; halves what does not fit and
+    lowers the budget."""
     try:
         rows = embedder.embed(batch)
     except (RuntimeError, MemoryError) as error:
@@ -405,7 +416,7 @@ def _embed(
     for part in (positions[:middle], positions[middle:]):
         again = source.frontend.prepare([source.items[i] for i in part])
         halves.append(_embed(part, again, source, embedder, budget, costs, check))
-    return np.concatenate(halves)
+    return np.concatenate([part for part, _ in halves]), np.concatenate([norms for _, norms in halves])
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -426,8 +437,8 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _unit(rows: Tensor, items: Sequence[Item], check: bool) -> Half:
-    """Rows brought to unit length in float32, then rounded to the store's float16.
+def _unit(rows: Tensor, items: Sequence[Item], check: bool) -> tuple[Half, npt.NDArray[np.float32]]:
+    """Rows brought to unit length in float32, then rounded to the store's float16, and their norms.
 
     Raises BadEmbedding naming the item at fault.
     """
@@ -443,7 +454,7 @@ def _unit(rows: Tensor, items: Sequence[Item], check: bool) -> Half:
         what = "a zero row" if norms[at, 0] == 0 else "a row that is not finite"
         raise BadEmbedding(f"the model returned {what} for {_brief(items[at])}")
     unit: Half = (rows / norms.clamp_min(1e-12)).half().cpu().numpy()
-    return unit
+    return unit, norms[:, 0].cpu().numpy()
 
 
 def _brief(item: Item) -> str:

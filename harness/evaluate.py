@@ -30,7 +30,7 @@ from harness.errors import (
     Unsupported,
 )
 from harness.files import require_writable
-from harness.metrics import Ranks, TieRule, ranks
+from harness.metrics import UNREACHED, Ranks, TieRule, ranks
 from harness.model import (
     Embedder,
     Frontend,
@@ -51,6 +51,7 @@ from harness.run import Found, Ragged, Run, Searcher, SearchRequest
 from harness.statistics import mean_ci
 from harness.store import DTYPE, Store
 from harness.task import Protocol, Task, missing
+from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 
 Overwrite = Literal["always", "never", "only-missing", "only-cache"]
 OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
@@ -276,7 +277,7 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
         loaded = _load(task, options)
     seconds = {"load_task": time.perf_counter() - clock}
     started = datetime.datetime.now(datetime.UTC)
-    result, run, outcomes = _measure(session, job.searcher, opened, task, *loaded, seconds)
+    result, run, outcomes = _measure(session, job, opened, task, *loaded, seconds)
     result = replace(
         result,
         protocol=protocol,
@@ -352,10 +353,25 @@ def _evaluate_reranked(
         if collection.qrels is not None:
             scored = _score_run(task, collection, run)
             outcomes = scored.pop("outcomes")
-            result = replace(result, headline=task.headline.key, **scored)
+            result = _reranked_against_chance(
+                replace(result, headline=task.headline.key, **scored), task, plain
+            )
     seconds = {"rerank": time.perf_counter() - clock}
     about = _provenance(options, reranking.identity, started, seconds, {"counts": counts})
     return _keep(options, job, replace(result, provenance=about), run, outcomes)
+
+
+def _reranked_against_chance(result: Result, task: Task, plain: Result) -> Result:
+    """The re-ranked result with its own word on chance in place of the plain one's."""
+    before = plain.analysis.get("tripwires", {}).get(CHANCE)
+    if before is None or before["verdict"] == "not applicable":
+        return result
+    check = _against_chance(task, result, before["threshold"])
+    kept = [note for note in plain.notes if not note.startswith(f"tripwire: {CHANCE}")]
+    notes = [*kept, f"tripwire: {check}"] if check.bad else kept
+    return replace(
+        result, notes=tuple(notes), analysis={**result.analysis, "tripwires": {CHANCE: _brief(check)}}
+    )
 
 
 def _retrieved(session: Session, opened: Opened, task: Task, plain: Result) -> tuple[Collection, Run] | None:
@@ -453,7 +469,8 @@ def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Outco
     stored = None if any(part.fresh for part in parts.values()) else _stored(path, task, options.overwrite)
     if stored is not None or options.overwrite == "only-cache":
         return Outcome(task.name, stored)
-    result = replace(first, protocol=protocol, protocol_id=protocol_id)
+    notes = tuple(dict.fromkeys(note for r in results for note in r.notes))
+    result = replace(first, protocol=protocol, protocol_id=protocol_id, notes=notes)
     outcomes: Outcomes | None = None
     if first.metrics:
         each = [Stored(r, options.output_dir / r.path).outcomes() for r in results]
@@ -494,7 +511,7 @@ def _load(task: Task, options: EvalOptions) -> tuple[Collection, dict[str, int]]
 
 def _measure(
     session: Session,
-    searcher: Searcher,
+    job: _Job,
     opened: Opened,
     task: Task,
     collection: Collection,
@@ -518,8 +535,14 @@ def _measure(
     if lacking:
         reason = f"{name} does not take {' or '.join(lacking)} items"
         return replace(result, status="unsupported", notes=(reason,)), None, None
+    wires: list[Check] = []
+
+    def watch(items: Sequence[Item], keyed: Keyed, who: str) -> None:
+        if opened.spec.check is None:
+            _trip(wires, _first_vectors(session.store(opened), items, keyed, who), task, job.tell)
+
     try:
-        queries, pool, stats = _encode(session, opened, task, collection)
+        queries, pool, stats = _encode(session, opened, task, collection, watch)
     except Unsupported as error:
         return replace(result, status="unsupported", notes=(str(error),)), None, None
     seconds |= stats.seconds
@@ -536,7 +559,7 @@ def _measure(
     clock = time.perf_counter()
     store = session.store(opened)
     request, grades = _request(collection, task, store.rows(queries.keys), store.rows(pool.keys), options)
-    found = searcher.search(request)
+    found = job.searcher.search(request)
     seconds["search"] = time.perf_counter() - clock
     clock = time.perf_counter()
     run = Run(
@@ -551,13 +574,51 @@ def _measure(
         scored = _score(task, collection, request.positives, grades, found)
         outcomes = scored.pop("outcomes")
         result = replace(result, headline=task.headline.key, **scored)
-    analysis = task.analyse(collection, run) if task.analyse is not None else {}
+        if not result.check:
+            level = chance(task.headline, _reached(request.positives, grades, found), reachable(request))
+            _trip(wires, [_against_chance(task, result, level)], task, job.tell)
+    analysis = dict(task.analyse(collection, run)) if task.analyse is not None else {}
+    if wires:
+        analysis["tripwires"] = {check.name: _brief(check) for check in wires}
+    notes += tuple(f"tripwire: {check}" for check in wires if check.bad)
     seconds["score"] = time.perf_counter() - clock
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
     if stats.cut:
         made["texts_cut"] = stats.cut
     result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance={"counts": made})
     return result, run, outcomes
+
+
+def _trip(wires: list[Check], new: Iterable[Check], task: Task, tell: Callable[[str], None]) -> None:
+    """Add checks, and say at once which of them are bad: before the next hour is spent."""
+    for check in new:
+        wires.append(check)
+        if check.bad:
+            tell(f"{task.name}: warning: {check}")
+
+
+def _brief(check: Check) -> dict[str, Any]:
+    return {"verdict": check.verdict, "figure": check.figure, "threshold": check.threshold}
+
+
+def _first_vectors(store: Store, items: Sequence[Item], keyed: Keyed, who: str) -> tuple[Check, ...]:
+    """What the first distinct sound items of a role show."""
+    _, first = np.unique(keyed.keys[:FIRST], return_index=True)
+    chosen = np.array([i for i in sorted(first.tolist()) if i not in keyed.broken], dtype=np.int64)
+    keys = keyed.keys[chosen]
+    return vectors(
+        who, [items[i] for i in chosen.tolist()], store.rows(keys).block(0, len(keys)), store.facts(keys)
+    )
+
+
+def _reached(positives: Ragged, grades: np.ndarray[Any, np.dtype[np.int64]], found: Found) -> Ranks:
+    """Places in which it is right alone which positives no ranking can hold."""
+    rank = np.where(found.positive_scores > -np.inf, 0, UNREACHED)
+    return Ranks(positives.indptr, rank, grades)
+
+
+def _against_chance(task: Task, result: Result, level: float) -> Check:
+    return against_chance(task.headline, *result.metrics[task.headline.key].ci95, level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,9 +663,16 @@ def _modalities(collection: Collection) -> set[str]:
 
 
 def _encode(
-    session: Session, opened: Opened, task: Task, collection: Collection
+    session: Session,
+    opened: Opened,
+    task: Task,
+    collection: Collection,
+    watch: Callable[[Sequence[Item], Keyed, str], None] = lambda items, keyed, who: None,
 ) -> tuple[Keyed, Keyed, Stats]:
-    """The keys of queries and pool, all embedded but for the broken ones."""
+    """The keys of queries and pool, all embedded but for the broken ones.
+
+    `watch` sees the queries before any candidate is encoded, and the first part of the pool.
+    """
     total = Stats()
     clock = time.perf_counter()
     segments = _segments(collection, opened.frontend)
@@ -614,6 +682,7 @@ def _encode(
     total.spend("look_up", clock)
     done = []
     for number, (items, known) in enumerate(zip(segments, keyed, strict=True)):
+        who = "candidates" if number else "queries"
         encoded, stats = encode(
             items,
             known,
@@ -621,11 +690,13 @@ def _encode(
             lambda: session.embedder(opened),
             session.store(opened),
             session.options.engine,
-            title=f"{task.name} {'candidates' if number else 'queries'}",
+            title=f"{task.name} {who}",
             check=opened.spec.check is not None,
         )
         total.add(stats)
         done.append(encoded)
+        if number < 2:
+            watch(items, encoded, who)
     _refuse_broken(done, skip_broken)
     return done[0], _joined(done[1:]), total
 

@@ -59,7 +59,7 @@ class Frontend(Protocol):
     def prepare(self, items: Sequence[Item]) -> Batch:
         """Decode, resize and tokenise on the CPU; called in worker processes.
 
-        A batch that is a mapping may say under "cut" how many texts its limit shortened.
+        A batch that is a mapping may say under "cut" how many texts of each item its limit shortened.
         """
         ...
 

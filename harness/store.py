@@ -54,6 +54,21 @@ def as_keys(keys: Iterable[bytes]) -> Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What was seen of rows when they were made, and their unit vectors no longer tell, [N] each.
+
+    norms: lengths before they were brought to one, NaN where not recorded. cut: how many texts the
+    model's limit shortened, -1 where it does not say.
+    """
+
+    norms: npt.NDArray[np.float32]
+    cut: npt.NDArray[np.int16]
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> Facts:
+        return Facts(self.norms[rows], self.cut[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class _Shard:
     rows: Path
     count: int
@@ -145,7 +160,7 @@ class Store:
         """Columns of every row; None while the store is empty."""
         return self._shards[0].dim if self._shards else None
 
-    def add(self, keys: Keys, rows: npt.NDArray[Any]) -> None:
+    def add(self, keys: Keys, rows: npt.NDArray[Any], facts: Facts | None = None) -> None:
         """Store one shard: rows [N, D] under N keys. Raises StorageError, BadEmbedding."""
         if self.dim is not None and rows.shape[1] != self.dim:
             raise BadEmbedding(
@@ -165,6 +180,9 @@ class Store:
             "crc32": zlib.crc32(data),
             "keys": raw.hex(),
         }
+        if facts is not None:
+            about["norms"] = facts.norms.astype("<f4").tobytes().hex()
+            about["cut"] = facts.cut.astype("<i2").tobytes().hex()
         if not (self.folder / "identity.json").exists():
             write_text(self.folder / "identity.json", json.dumps(self.identity, indent=2) + "\n")
         write_atomic(self.folder / f"{name}.npy", lambda file: file.write(data))
@@ -193,6 +211,18 @@ class Store:
         shard, row = self._place_of(place)
         files = [self._map(s) for s in range(len(self._shards))]
         return StoredRows(files, shard, row, self.dim or 0)
+
+    def facts(self, keys: Keys) -> Facts:
+        """What the manifests say of the rows under these keys, all of which must be present."""
+        shard, row = self._place_of(self._find(keys))
+        facts = Facts(np.full(len(keys), np.nan, np.float32), np.full(len(keys), -1, np.int16))
+        for s in np.unique(shard):
+            here = np.flatnonzero(shard == s)
+            about = json.loads(self._shards[s].rows.with_suffix(".json").read_text())
+            for name, kept, dtype in (("norms", facts.norms, "<f4"), ("cut", facts.cut, "<i2")):
+                if name in about:
+                    kept[here] = np.frombuffer(bytes.fromhex(about[name]), dtype)[row[here]]
+        return facts
 
     def _find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Global row number of each key, -1 where absent."""

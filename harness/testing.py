@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.collection import Collection, checked
 from harness.content import Ask, Candidate, Image, Item, Part, Query, Text, Video, item
@@ -25,7 +26,7 @@ from harness.digest import Digests, digest
 from harness.encode import EngineOptions
 from harness.evaluate import EvalOptions, evaluate
 from harness.metrics import UNREACHED, Ranks
-from harness.model import Frontend, ModelSpec, RerankerSpec, RerankFrontend
+from harness.model import Batch, Embedder, Frontend, ModelSpec, RerankerSpec, RerankFrontend
 from harness.registry import Catalog, load_catalog
 from harness.store import key
 from harness.task import Protocol, Task
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 ALL_MODALITIES = frozenset({"text", "image", "image,text", "interleaved", "video"})
 INVARIANCE = 1e-5
 """Greatest cosine distance between an item's rows alone and in any batch, in float32."""
+MOVED = 1e-6
+"""By so much a coordinate of a unit row must change for a vector to be another one."""
 ORACLE_DIMENSIONS = 16_384
 
+Float64 = npt.NDArray[np.float64]
 Ranking = Callable[[Query, Candidate], float]
 
 
@@ -222,36 +226,68 @@ def check_model(spec: ModelSpec, folder: Path) -> None:
     )
     assert frontend.modalities, f"{spec.name} takes no modality"
     items = sample_items(folder / "media", frontend)
-    embedder = pickle.loads(pickle.dumps(frontend)).load("cpu")
     for one in items:
         cost = frontend.cost(one)
         assert isinstance(cost, int) and cost >= 1, f"{spec.name}: cost {cost!r} is not a whole number from 1"
-
-    def rows(chosen: Sequence[Item]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        got = embedder.embed(pickle.loads(pickle.dumps(frontend.prepare(chosen))))
-        assert got.ndim == 2 and got.shape[0] == len(chosen), (
-            f"{spec.name}: shape {tuple(got.shape)} for {len(chosen)}"
-        )
-        values = got.double().cpu().numpy()
-        assert np.isfinite(values).all(), f"{spec.name}: a row is not finite"
-        return values / np.linalg.norm(values, axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-    together = rows(items)
-    backwards = rows(items[::-1])[::-1]
-    for i, one in enumerate(items):
-        alone = rows([one])[0]
-        for how, row in (("in a batch", together[i]), ("in a reversed batch", backwards[i])):
-            distance = 1 - float(alone @ row)
+    probe = Probe(spec.name, frontend, pickle.loads(pickle.dumps(frontend)).load("cpu"))
+    alone = probe.alone(items)
+    for how, rows in (
+        ("in a batch", probe.unit(items)),
+        ("in a reversed batch", probe.unit(items[::-1])[::-1]),
+    ):
+        for i, distance in enumerate(distances(alone, rows).tolist()):
             assert distance <= INVARIANCE, (
-                f"{spec.name}: {one.modality} item {i} is another vector {how} than alone"
+                f"{spec.name}: {items[i].modality} item {i} is another vector {how} than alone"
                 f" (cosine distance {distance:.2e})"
             )
-    for one in items:
-        for changed in _changes(one, folder / "media", getattr(frontend, "reads_instructions", True)):
-            before, after = rows([one]), rows([changed])
-            assert np.abs(before - after).max() > 1e-6, (
+    for one, before in zip(items, alone, strict=True):
+        for _, changed in changes(one, folder / "media", getattr(frontend, "reads_instructions", True)):
+            assert probe.moves(before, changed), (
                 f"{spec.name}: a part is not looked at: {changed} and {one} have one vector"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A loaded model whose rows are looked at one by one, outside the engine."""
+
+    name: str
+    frontend: Frontend
+    embedder: Embedder
+
+    def prepared(self, items: Sequence[Item]) -> Batch:
+        """A batch as it comes from a worker."""
+        return pickle.loads(pickle.dumps(self.frontend.prepare(items)))
+
+    def embedded(self, batch: Batch, count: int) -> Float64:
+        """[count, D], as the model returns them."""
+        got = self.embedder.embed(batch)
+        assert got.ndim == 2 and got.shape[0] == count, f"{self.name}: shape {tuple(got.shape)} for {count}"
+        values: Float64 = got.double().cpu().numpy()
+        assert np.isfinite(values).all(), f"{self.name}: a row is not finite"
+        return values
+
+    def unit(self, items: Sequence[Item]) -> Float64:
+        """[N, D] unit rows, all in one batch."""
+        return unit(self.embedded(self.prepared(items), len(items)))
+
+    def alone(self, items: Sequence[Item]) -> Float64:
+        """[N, D] unit rows, each in a batch of its own."""
+        return np.concatenate([self.unit([one]) for one in items])
+
+    def moves(self, before: Float64, changed: Item) -> bool:
+        """Whether an item has another vector than the unit row [D]."""
+        return float(np.abs(before - self.unit([changed])[0]).max()) > MOVED
+
+
+def unit(rows: Float64) -> Float64:
+    """Rows [N, D] brought to unit length."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def distances(a: Float64, b: Float64) -> Float64:
+    """Cosine distances of the rows of two [N, D] of unit length, [N]."""
+    return 1 - np.asarray((a * b).sum(axis=1))
 
 
 def check_reranker(spec: RerankerSpec, folder: Path) -> None:
@@ -294,9 +330,9 @@ def check_reranker(spec: RerankerSpec, folder: Path) -> None:
     assert worst <= INVARIANCE, f"{spec.name}: a pair scores {worst:.2e} apart in a batch and alone"
     for ask in asks:
         before = scores([ask])
-        changed = [Ask(other, ask.candidates) for other in _changes(ask.query, folder / "media", False)]
+        changed = [Ask(other, ask.candidates) for _, other in changes(ask.query, folder / "media", False)]
         first, *rest = ask.candidates
-        changed += [Ask(ask.query, (other, *rest)) for other in _changes(first, folder / "media", False)]
+        changed += [Ask(ask.query, (other, *rest)) for _, other in changes(first, folder / "media", False)]
         for other in changed:
             assert max(abs(a - b) for a, b in zip(before, scores([other]), strict=True)) > 1e-7, (
                 f"{spec.name}: a part is not looked at: {other} and {ask} have one score"
@@ -325,22 +361,22 @@ def sample_items(folder: Path, frontend: Frontend | RerankFrontend) -> list[Item
     return [Item("query", p, instruction) for p in parts]
 
 
-def _changes(one: Item, folder: Path, instructed: bool) -> list[Item]:
-    """The item with one part, or the instruction, exchanged."""
-    other_picture = write_picture(folder / "other.png", seed=77, size=(56, 56))
-    changes = []
-    for at, part in enumerate(one.parts):
-        new: Part
-        if isinstance(part, Text):
-            new = Text("nothing but noise")
-        elif isinstance(part, Image):
-            new = Image(other_picture)
-        else:
-            new = Video(write_clip(folder / "other.mp4", seed=78))
-        changes.append(dataclasses.replace(one, parts=(*one.parts[:at], new, *one.parts[at + 1 :])))
+def changes(one: Item, folder: Path, instructed: bool) -> list[tuple[str, Item]]:
+    """The item with one part, or the instruction, exchanged, and what was exchanged."""
+    new: dict[type, Callable[[], Part]] = {
+        Text: lambda: Text("nothing but noise"),
+        Image: lambda: Image(write_picture(folder / "other.png", seed=77, size=(56, 56))),
+        Video: lambda: Video(write_clip(folder / "other.mp4", seed=78)),
+    }
+    names = {Text: "text", Image: "picture", Video: "clip"}
+    found = [
+        (names[type(part)], dataclasses.replace(one, parts=(*one.parts[:at], made, *one.parts[at + 1 :])))
+        for at, part in enumerate(one.parts)
+        if (made := new[type(part)]()) != part
+    ]
     if instructed:
-        changes.append(dataclasses.replace(one, instruction="Say what the news is about."))
-    return changes
+        found.append(("instruction", dataclasses.replace(one, instruction="Say what the news is about.")))
+    return found
 
 
 def write_picture(path: Path, *, seed: int, size: tuple[int, int] = (48, 48)) -> Path:

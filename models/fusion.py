@@ -33,6 +33,12 @@ class Layout:
     part_of_row: list[int]
     item_of_part: list[int]
 
+    def of_items(self, texts: Sequence[int], count: int) -> list[int]:
+        """What is said of each text, added up for each of `count` items."""
+        items = [self.item_of_part[part] for part in self.part_of_row[: len(texts)]]
+        totals: list[int] = np.bincount(items, texts, minlength=count).astype(int).tolist()
+        return totals
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:

@@ -63,8 +63,8 @@ class QwenBatch(Rows):
     clip_grids: Ids
     clip_seconds: npt.NDArray[np.float32]
     """[clips]: how long a patch lasts."""
-    cut: int
-    """How many texts were cut to the limit."""
+    cut: list[int]
+    """How many texts of each item were cut to the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,14 @@ class QwenFrontend:
         return len(self._row(self._shortened(item)[0], shown).ids)
 
     def prepare(self, items: Sequence[Item]) -> QwenBatch:
-        rows, pictures, clips, cut = [], [], [], 0
+        rows, pictures, clips, cut = [], [], [], []
         for item in items:
             item, shortened = self._shortened(item)
             seen = [see(self.vision, self.spec, part) for part in item.parts if not isinstance(part, Text)]
             rows.append(self._row(item, [each for each, _ in seen]))
             pictures += [each for each in seen if not each[0].moments]
             clips += [each for each in seen if each[0].moments]
-            cut += shortened
+            cut.append(shortened)
         return {
             **self._padded(rows),
             "pictures": _joined([patches for _, patches in pictures]),

@@ -49,7 +49,7 @@ class Inputs:
     padded: bool = False
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        """`ids` and `mask` [T, L], and how many texts were `cut` to the limit."""
+        """`ids` and `mask` [T, L], and which texts were `cut` to the limit, [T]."""
         tokenizer = tokenizer_at(self.folder)
         kept = tokenizer(
             list(texts),
@@ -59,7 +59,7 @@ class Inputs:
             return_attention_mask=True,
             return_tensors="np",
         )
-        cut = sum(length > self.max_tokens for length in self._lengths(texts))
+        cut = [length > self.max_tokens for length in self._lengths(texts)]
         return {
             "ids": kept["input_ids"].astype(np.int64),
             "mask": kept["attention_mask"].astype(np.int64),
@@ -150,12 +150,13 @@ class TowersFrontend:
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
         parts = take_apart(items, self.inputs.see, video_frames=self.video_frames)
-        texts = self.inputs.tokens(parts.texts) if parts.texts else {"ids": np.zeros(0, np.int64), "cut": 0}
+        none: dict[str, Any] = {"ids": np.zeros(0, np.int64), "cut": []}
+        texts = self.inputs.tokens(parts.texts) if parts.texts else none
         return {
             "ids": texts["ids"],
             "pictures": stacked(parts.pictures),
             "layout": parts.layout,
-            "cut": texts["cut"],
+            "cut": parts.layout.of_items(texts["cut"], len(items)),
         }
 
     def load(self, device: str) -> TowersEmbedder:

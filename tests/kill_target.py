@@ -16,8 +16,8 @@ harness.encode.WINDOW_ITEMS = 16
 class LoggedStore(Store):
     """Says which keys became durable."""
 
-    def add(self, keys, rows):  # type: ignore[no-untyped-def]
-        super().add(keys, rows)
+    def add(self, keys, rows, facts=None):  # type: ignore[no-untyped-def]
+        super().add(keys, rows, facts)
         with LOG.open("a") as log:
             log.write("".join(f"stored {k.hex()}\n" for k in keys.tolist()))
 

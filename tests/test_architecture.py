@@ -20,13 +20,15 @@ LAYERS = [
     {"result"},
     {"hookspecs"},
     {"registry", "store", "search"},
-    {"encode"},
+    {"encode", "tripwires"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train"},
     {"comparison", "bisect", "exports"},
     {"ablations"},
-    {"testing", "cli"},
+    {"testing"},
+    {"audit", "doctor"},
+    {"cli"},
 ]
 HEAVY = {
     "torch",

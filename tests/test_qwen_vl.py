@@ -69,8 +69,8 @@ def test_the_cost_is_the_number_of_tokens(tiny_qwen, qwen_media, data):
 def test_texts_that_were_cut_are_counted(tiny_qwen):
     frontend = opened(tiny_qwen, "qwen2_vl", replace(PLAIN, text_tokens=6))
     batch = frontend.prepare([query(Text("a b"), Text("x" * 50)), query(Text("y" * 7)), query(Text("z" * 6))])
-    assert batch["cut"] == 2
-    assert opened(tiny_qwen, "qwen2_vl").prepare([query(Text("x " * 900))])["cut"] == 1  # 1,800 tokens here
+    assert batch["cut"] == [1, 1, 0]
+    assert opened(tiny_qwen, "qwen2_vl").prepare([query(Text("x " * 900))])["cut"] == [1]  # 1,800 tokens here
 
 
 def test_an_item_of_too_many_tokens_is_named(tiny_qwen, qwen_media):

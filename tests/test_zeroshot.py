@@ -80,7 +80,8 @@ def test_one_command_fills_the_whole_table(cli, mini, tmp_path):
     code, out, err = cli(
         "eval", "-m", "random", "-s", "zeroshot-all", "--data", str(mini), "-o", str(tmp_path / "runs"), "-q"
     )
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert all("is not above chance" in line for line in err.splitlines())  # as random vectors should be
     row = next(line for line in out.splitlines() if line.startswith("| random"))
     assert "–" not in row
     assert "Not the published data, by their counts" in out
