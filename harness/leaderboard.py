@@ -1,9 +1,7 @@
-"""Leaderboards: results and published numbers in a suite's columns, as Markdown, CSV or JSON."""
+"""Leaderboards: results and published numbers in a suite's columns; `harness.boards` shows them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +15,8 @@ from harness.published import Reported
 from harness.result import Result
 from harness.task import Column, Suite, Task
 
-Format = Literal["markdown", "csv", "json"]
+Format = Literal["markdown", "latex", "html", "csv", "json"]
 Block = Literal["single model", "+ rerank"]
-FORMATS: tuple[Format, ...] = ("markdown", "csv", "json")
 GAP = "–"
 SETTINGS = ("split", "profile", "instructions", "seed", "limit", "skip_broken", "compat")
 """The keys of a result's protocol that a user chose; a row has one value of each."""
@@ -32,6 +29,8 @@ class Heading:
     group: str
     title: str
     metric: str
+    key: str = ""
+    """The metric's name in results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,10 @@ class Row:
     """For each column, whether the model was trained on its data."""
     averages: Mapping[Status, float | None] = field(default_factory=dict)
     """The averages over the columns of each status that occurs among them."""
+    scored: tuple[tuple[Result, ...], ...] = ()
+    """For each column the results behind its value; a published row has none."""
+    published: tuple[Reported | None, ...] = ()
+    """For each column the number behind its value; a row of ours has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def leaderboard(
         single = str(r.protocol.get("instructions")).isdecimal()
         if not (single and _row_key(r, instructions="all") in averaged):
             cells.setdefault(_row_key(r), {})[r.task] = r
-    rows = [_row(columns, tasks, found, cells) for found in cells.values()]
+    rows = [_row(columns, tasks, found, cells, reported) for found in cells.values()]
     rows += _reported_rows(suites, columns, tasks, reported)
     rows = [_exposed(row, columns, tasks, models) for row in rows]
     rows.sort(
@@ -139,10 +142,14 @@ def leaderboard(
     )
     return Leaderboard(
         title=" + ".join(suite.title for suite in suites),
-        headings=tuple(Heading(c.group, c.title, column_metric(c, tasks).alias) for c in columns),
+        headings=tuple(_heading(c, column_metric(c, tasks)) for c in columns),
         rows=tuple(_side_by_side(rows)),
         notes=tuple(_notes(columns, tasks, rows, alike, len(usable) - len(alike), limit)),
     )
+
+
+def _heading(column: Column, metric: Metric) -> Heading:
+    return Heading(column.group, column.title, metric.alias, metric.key)
 
 
 def _started(result: Result) -> str:
@@ -169,6 +176,7 @@ def _row(
     tasks: Mapping[str, Task],
     found: Mapping[str, Result],
     cells: Mapping[tuple[str, str, str], Mapping[str, Result]],
+    reported: Sequence[Reported],
 ) -> Row:
     any_result = next(iter(found.values()))
     values = tuple(_value(column, tasks, found) for column in columns)
@@ -183,8 +191,16 @@ def _row(
         check=any_result.check,
         marked=marked,
         block="+ rerank" if "+" in any_result.model else "single model",
+        size=_size(any_result.model, reported),
         oracle="oracle" in any_result.identity,
+        scored=tuple(tuple(found[t] for t in c.tasks if t in found) for c in columns),
     )
+
+
+def _size(model: str, reported: Iterable[Reported]) -> str | None:
+    """The size that papers print for a model of ours; None where they print several."""
+    sizes = {number.size for number in reported if number.plugin == model and number.size}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _exposed(
@@ -247,6 +263,7 @@ def _reported_rows(
                 size=used[0].size,
                 plugin=used[0].plugin,
                 sources=tuple(dict.fromkeys(number.citation for number in used)),
+                published=tuple(shown),
             )
         )
     return rows
@@ -325,7 +342,7 @@ def _notes(
         notes.append(f"{GAP}: no score{reason}; a row with a gap has no average.")
     if any(row.sources for row in rows):
         notes.append(
-            "*Italics*: published, not measured here; the average is the printed one where there is one."
+            "Italics: published, not measured here; the average is the printed one where there is one."
         )
     if any(row.marked for row in rows):
         notes.append("†: made under another prompt profile, a compat switch or without broken items.")
@@ -367,97 +384,9 @@ def _exposure_notes(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{name}: {'; '.join(evidence)}."
 
 
-def render(board: Leaderboard, form: Format) -> str:
-    """The leaderboard as text that ends in a newline."""
-    return {"markdown": _markdown, "csv": _csv, "json": _json}[form](board)
-
-
-def _markdown(board: Leaderboard) -> str:
-    from tabulate import tabulate
-
-    sources = list(dict.fromkeys(source for row in board.rows for source in row.sources))
-    blocks = list(dict.fromkeys(row.block for row in board.rows))
-    sized = any(row.size for row in board.rows)
-    body = []
-    averages = ["Avg", *(f"Avg {status}" for status in board.statuses)]
-    for block in blocks:
-        rows = [row for row in board.rows if row.block == block]
-        if blocks != ["single model"]:
-            body.append([f"*{block}*", *[""] * (len(board.headings) + len(averages) + sized)])
-        body += [
-            [_name(row, sources), *([row.size or ""] if sized else []), *cells]
-            for row, cells in zip(rows, _cells(rows, board.statuses), strict=True)
-        ]
-    titles = ["Model", *(["Size"] if sized else [])]
-    lead = len(titles)
-    titles += [*(f"{plain(h.title)} {h.metric}" for h in board.headings), *averages]
-    groups = [h.group for h in board.headings]
-    if len(set(groups)) > 1:
-        firsts = [g if i == 0 or groups[i - 1] != g else "" for i, g in enumerate(groups)]
-        header = [*[""] * lead, *map(plain, firsts), *[""] * len(averages)]
-        body = [[f"*{t}*" for t in titles], *body]
-    else:
-        header = titles
-    align = ["left", *["right"] * (len(titles) - 1)]
-    table = tabulate(body, headers=header, tablefmt="pipe", colalign=align, disable_numparse=True)
-    below = [*board.notes, *(f"<sup>{i}</sup> {plain(source)}" for i, source in enumerate(sources, 1))]
-    notes = "".join(f"\n{note}  " for note in below)
-    return f"### {board.title}\n\n{table}\n{notes}\n" if notes else f"### {board.title}\n\n{table}\n"
-
-
-def _name(row: Row, sources: Sequence[str]) -> str:
-    mark = " *check*" if row.check else " *oracle*" if row.oracle else ""
-    label = plain(row.label) + mark
-    numbers = ",".join(str(sources.index(source) + 1) for source in row.sources)
-    return f"{label} <sup>{numbers}</sup>" if numbers else label
-
-
-def _cells(rows: Sequence[Row], statuses: Sequence[Status]) -> list[list[str]]:
-    """The shown cells of one block, with the best and the second best of each column marked."""
-    values = [[*row.values, row.average, *(row.averages.get(s) for s in statuses)] for row in rows]
-    ranked = [v for v, row in zip(values, rows, strict=True) if not (row.check or row.oracle)]
-    marks = [_marks([v[c] for v in ranked]) for c in range(len(values[0]))]
-    return [
-        [
-            _cell(
-                v,
-                None if row.check or row.oracle else marks[c],
-                row,
-                row.exposures[c].status if c < len(row.values) else None,
-            )
-            for c, v in enumerate(cells)
-        ]
-        for row, cells in zip(rows, values, strict=True)
-    ]
-
-
 def percent(value: float | None) -> str:
     """A share as tables show it: percent with one decimal, or a gap."""
     return GAP if value is None else f"{100 * value:.1f}"
-
-
-def _marks(values: Sequence[float | None]) -> tuple[str | None, str | None]:
-    """The best and the second best of a column, as shown."""
-    shown = sorted({percent(v) for v in values if v is not None}, key=float, reverse=True)
-    if len([v for v in values if v is not None]) < 2:
-        return None, None
-    return shown[0], shown[1] if len(shown) > 1 else None
-
-
-EXPOSED: Mapping[Status | None, str] = {"trained": "ᵗ", "held out": "ʰ"}
-
-
-def _cell(
-    value: float | None, marks: tuple[str | None, str | None] | None, row: Row, status: Status | None
-) -> str:
-    if value is None:
-        return GAP
-    shown = percent(value)
-    best, second = marks or (None, None)
-    text = f"*{shown}*" if row.sources else shown
-    text = f"**{text}**" if shown == best else f"<u>{text}</u>" if shown == second else text
-    text += "" if row.check else EXPOSED.get(status, "")
-    return f"{text}†" if row.marked else text
 
 
 def plain(text: str) -> str:
@@ -465,54 +394,3 @@ def plain(text: str) -> str:
     for mark in "\\`*_|<>[]":
         text = text.replace(mark, "\\" + mark)
     return " ".join(text.split())
-
-
-def _csv(board: Leaderboard) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{h.group}/{h.title} {h.metric}".lstrip("/") for h in board.headings]
-    averages = ["Avg", *(f"Avg {status}" for status in board.statuses)]
-    writer.writerow(["model", "identity_id", "check", "block", "size", "sources", *titles, *averages])
-    for row in board.rows:
-        cells = (*row.values, row.average, *(row.averages.get(s) for s in board.statuses))
-        values = ["" if v is None else repr(v) for v in cells]
-        about = [row.label, row.identity_id, str(row.check).lower(), row.block, row.size or ""]
-        writer.writerow([*about, "; ".join(row.sources), *values])
-    return out.getvalue()
-
-
-def _json(board: Leaderboard) -> str:
-    rows = []
-    for row in board.rows:
-        cells = [
-            {
-                "group": h.group,
-                "title": h.title,
-                "metric": h.metric,
-                "value": v,
-                "exposure": e.status,
-                "evidence": e.evidence,
-            }
-            for h, v, e in zip(board.headings, row.values, row.exposures, strict=True)
-        ]
-        rows.append(
-            {
-                "model": row.model,
-                "label": row.label,
-                "identity_id": row.identity_id,
-                "check": row.check,
-                "marked": row.marked,
-                "oracle": row.oracle,
-                "block": row.block,
-                "size": row.size,
-                "plugin": row.plugin,
-                "sources": row.sources,
-                "average": row.average,
-                "averages": row.averages,
-                "cells": cells,
-            }
-        )
-    return (
-        json.dumps({"title": board.title, "rows": rows, "notes": board.notes}, indent=2, ensure_ascii=False)
-        + "\n"
-    )

@@ -109,10 +109,10 @@ def _cell(
     if not all(runs):
         return replace(blank, comparisons=tuple(_compare(n, None, (), tolerance) for n in published))
     picks = [(n, [_pick(n, candidates) for candidates in runs]) for n in published]
-    picks.sort(key=lambda pick: (bool(_against(*pick)), pick[0].grade, not pick[0].own))
+    picks.sort(key=lambda pick: (bool(against(*pick)), pick[0].grade, not pick[0].own))
     ours = picks[0][1] if picks else [candidates[0] for candidates in runs]
     value = sum(r.metrics[metric.key].value for r in ours) / len(ours)
-    comparisons = tuple(_compare(n, value, _against(n, ours), tolerance) for n, _ in picks)
+    comparisons = tuple(_compare(n, value, against(n, ours), tolerance) for n, _ in picks)
     return replace(
         blank,
         ours=value,
@@ -123,7 +123,7 @@ def _cell(
 
 
 def _pick(number: Reported, candidates: Sequence[Result]) -> Result:
-    return next((r for r in candidates if not _against(number, [r])), candidates[0])
+    return next((r for r in candidates if not against(number, [r])), candidates[0])
 
 
 def _compare(number: Reported, ours: float | None, reasons: tuple[str, ...], tolerance: float) -> Comparison:
@@ -139,7 +139,7 @@ def _compare(number: Reported, ours: float | None, reasons: tuple[str, ...], tol
     return Comparison(*about, number.value, difference, verdict, reasons)
 
 
-def _against(number: Reported, results: Sequence[Result]) -> tuple[str, ...]:
+def against(number: Reported, results: Sequence[Result]) -> tuple[str, ...]:
     """Everything that stands against comparing a published number with these results."""
     reasons = [number.unlike] if number.unlike else []
     if number.held_out:

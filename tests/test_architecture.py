@@ -23,9 +23,10 @@ LAYERS = [
     {"encode", "tripwires"},
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
-    {"selection", "reproduce", "train"},
+    {"selection", "reproduce", "train", "page"},
     {"comparison", "bisect", "exports"},
     {"ablations"},
+    {"boards"},
     {"testing"},
     {"audit", "doctor"},
     {"cli"},
@@ -44,6 +45,8 @@ HEAVY = {
     "huggingface_hub",
     "sentence_transformers",
     "sentencepiece",
+    "jinja2",
+    "matplotlib",
 }
 FOLDERS = {"models": "harness.models", "tasks": "harness.tasks", "plugins": "harness.plugins"}
 

@@ -8,8 +8,9 @@ import json
 import pytest
 from test_leaderboard import full
 
+from harness.boards import render
 from harness.exposure import exposure
-from harness.leaderboard import leaderboard, render
+from harness.leaderboard import leaderboard
 from harness.task import Column, Suite
 from toys import Toy, spec, task
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.boards import render
 from harness.cli import main
-from harness.leaderboard import leaderboard, render, tasks_suite
+from harness.leaderboard import leaderboard, tasks_suite
 from harness.metrics import MRR, Hit
 from harness.published import Reported
 from harness.result import Result, Score

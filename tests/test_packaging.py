@@ -90,7 +90,10 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
     for folder, package in mapped.items():
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder)
-            wanted = path.suffix in (".py", ".json", ".tsv", ".typed") and inside.parts[0] != "example"
+            wanted = (
+                path.suffix in (".py", ".json", ".tsv", ".typed", ".html", ".css", ".js")
+                and inside.parts[0] != "example"
+            )
             if wanted and "__pycache__" not in inside.parts:
                 assert f"{package}/{inside.as_posix()}" in names, f"the wheel lacks {folder}/{inside}"
     assert not [n for n in names if n.startswith(("models/", "tasks/", "plugins/", "results/", "tests/"))]

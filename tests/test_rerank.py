@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.boards import render
 from harness.cli import main
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Query, Text
 from harness.errors import HarnessError
 from harness.evaluate import evaluate, open_reranker
-from harness.leaderboard import leaderboard, render
+from harness.leaderboard import leaderboard
 from harness.metrics import Hit
 from harness.rerank import GRID, Fusion, fuse, places
 from harness.result import read_results

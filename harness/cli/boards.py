@@ -34,6 +34,8 @@ class Form(StrEnum):
     """Output formats of a leaderboard."""
 
     markdown = "markdown"
+    latex = "latex"
+    html = "html"
     csv = "csv"
     json = "json"
 
@@ -55,12 +57,13 @@ def leaderboard(
 ) -> None:
     """Print the leaderboard of one or more suites from stored results and published numbers.
 
-    Markdown has a table for each suite; CSV and JSON have one with all columns.
+    CSV and JSON have one table with all columns, the other formats one for each suite. HTML is a
+    page that needs no other file: write it with --out and open it in a browser.
     """
     from harness.ablations import NAME as ABLATIONS
+    from harness.boards import JOINED, document
     from harness.files import write_text
     from harness.leaderboard import leaderboard as make_board
-    from harness.leaderboard import render
     from harness.published import select
 
     catalog = installed()
@@ -75,7 +78,7 @@ def leaderboard(
     published = select(catalog.reported(), papers=words(paper), lowest=grade) if reported or paper else ()
     none_yet = runs is None and published and not DEFAULT_RUNS.is_dir()
     results = [] if none_yet else stored_results(runs or [DEFAULT_RUNS])
-    tables = [[suite] for suite in chosen] if format is Form.markdown else [chosen]
+    tables = [chosen] if format.value in JOINED else [[suite] for suite in chosen]
     boards = [
         make_board(
             table, catalog.tasks, results, models={**catalog.models, **catalog.rerankers}, reported=published
@@ -87,7 +90,7 @@ def leaderboard(
             f"nothing is published for {', '.join(board.title for board in boards)}, and there is no"
             f" results folder {DEFAULT_RUNS}: run 'harness eval', or name one with --runs"
         )
-    text = "\n".join(render(board, format.value) for board in boards)
+    text = document(boards, format.value)
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -95,13 +98,14 @@ def leaderboard(
 
 
 def _ablations(catalog: Catalog, runs: Sequence[Path] | None, format: Form) -> str:
-    from harness.ablations import ablations, averaged, render
+    from harness.ablations import ablations, averaged
+    from harness.boards import ablation_table
 
     reported = catalog.reported()
     suites = averaged(catalog.suites, reported)
     folders = runs or ([DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else [])
     variants = ablations(catalog.models, suites, catalog.tasks, stored(folders), reported)
-    return render(variants, suites, format.value)
+    return ablation_table(variants, suites, format.value)
 
 
 @app.command()

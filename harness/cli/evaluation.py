@@ -266,8 +266,8 @@ def _chosen(catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str]
 
 
 def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions) -> None:
+    from harness.boards import render
     from harness.leaderboard import leaderboard as make_board
-    from harness.leaderboard import render
 
     results = stored_results([options.output_dir]) if options.output_dir.is_dir() else []
     limit = options.protocol.limit
