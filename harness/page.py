@@ -11,14 +11,14 @@ from typing import Any
 TEMPLATES = "templates"
 
 
-def page(template: str, /, *, scripts: tuple[str, ...] = (), **values: Any) -> str:
-    """One HTML page from `templates/<template>`; every value is escaped.
+def page(name: str, /, **values: Any) -> str:
+    """One HTML page from `templates/<name>.html`; every value is escaped.
 
-    `scripts` are files of the same folder, run after those of every page. The page's policy allows
-    exactly them and the style, by their digests: no other script runs, and nothing is loaded.
+    It holds the style and the script of every page, and those of its own name where there are any.
+    Its policy allows exactly these, by their digests: no other script runs, and nothing is loaded.
     """
-    style = _file("page.css")
-    script = "\n".join(map(_file, ("page.js", *scripts)))
+    style = "\n".join(map(_file, ("page.css", f"{name}.css")))
+    script = "\n".join(map(_file, ("page.js", f"{name}.js")))
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -30,9 +30,8 @@ def page(template: str, /, *, scripts: tuple[str, ...] = (), **values: Any) -> s
             "form-action 'none'",
         ]
     )
-    made: str = (
-        _environment().get_template(template).render(values, style=style, script=script, policy=policy)
-    )
+    template = _environment().get_template(f"{name}.html")
+    made: str = template.render(values, style=style, script=script, policy=policy)
     return made
 
 
@@ -51,7 +50,9 @@ def _environment() -> Any:
 
 @cache
 def _file(name: str) -> str:
-    return (resources.files("harness") / TEMPLATES / name).read_text(encoding="utf-8").strip()
+    """The content of a template's file; nothing where there is none."""
+    file = resources.files("harness") / TEMPLATES / name
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _digest(text: str) -> str:

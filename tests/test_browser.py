@@ -8,9 +8,12 @@ import shutil
 
 import pytest
 from test_boards import HOSTILE, board
+from test_gallery import ABC, candidate, descending, look, problem, store
 from test_leaderboard import SUITE, TASKS, full
 
 from harness.boards import document, render
+from harness.content import Image
+from harness.gallery import gallery
 from harness.leaderboard import leaderboard
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -188,3 +191,31 @@ def test_the_policy_stops_what_gets_into_the_page(visit):
     page.locator("b").click(force=True)
     assert page.evaluate("window.hit") is None
     assert "Content Security Policy" in visit.said.pop()
+
+
+def test_the_gallery_shows_a_hostile_caption_as_text_and_its_pictures(visit, tmp_path, media):
+    pool = [candidate("evil", HOSTILE), candidate("p", Image(media / "p0.png")), *ABC]
+    task = problem(pool, {"q": ["b"]})
+    store(tmp_path, task, {"q": descending("evil", "p", "b")}, {"q": 0.0})
+    page = visit(gallery(look(task, tmp_path)))
+    assert page.locator(".card .text").first.inner_text() == HOSTILE
+    picture = page.locator("img")
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert page.locator(".card.relevant").count() == 1
+
+
+def test_the_gallery_is_filtered_by_kind_and_by_words(visit, tmp_path):
+    task = problem(ABC, {q: [q] for q in "abcd"})
+    lists = {q: descending("g", q) for q in "abcd"}
+    store(tmp_path, task, lists, {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0})
+    store(tmp_path, task, lists, {"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0}, model="n")
+    page = visit(gallery(look(task, tmp_path, "m", "n")))
+    queries = page.locator("article:visible h2")
+    assert queries.all_text_contents() == ["Query b", "Query a", "Query c"]
+    page.get_by_role("button", name="fixed").click()
+    assert queries.all_text_contents() == ["Query a"]
+    assert page.locator("#count").inner_text() == "1 of 3 queries"
+    page.get_by_role("button", name="other").click()
+    assert queries.all_text_contents() == ["Query a", "Query c"]
+    page.get_by_label("Find").fill("question c")
+    assert queries.all_text_contents() == ["Query c"]

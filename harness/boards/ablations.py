@@ -21,7 +21,7 @@ def ablation_table(variants: Sequence[Variant], suites: Sequence[Suite], form: F
         return _latex(variants, suites)
     if form == "html":
         return page(
-            "ablations.html",
+            "ablations",
             title=TITLE,
             head=["Variant", "Change", "Paper", *_titles(variants, suites)],
             rows=[(v, _cells(v, variants, suites)) for v in variants],

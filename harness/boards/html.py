@@ -101,8 +101,7 @@ def page(boards: Sequence[Leaderboard]) -> str:
     tables = [_table(board, lines) for board in boards]
     rows = [row for board in boards for row in board.rows]
     return make_page(
-        "board.html",
-        scripts=("board.js",),
+        "board",
         title=boards[0].title if len(boards) == 1 else "Leaderboards",
         tables=tables,
         details=list(lines.texts),

@@ -1,0 +1,378 @@
+"""What a stored run gets wrong: the worst queries, where their answers stand, and why the first is wrong.
+
+Nothing is encoded: the run, the outcome of every query and the task's own data are read back.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Collection as Ids
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from harness.collection import Collection, Pool, checked
+from harness.content import Candidate, Image, Part, Query, Text, Video, modality
+from harness.digest import Digests
+from harness.errors import DataInvalid, HarnessError
+from harness.evaluate import EvalOptions, require_data, task_files
+from harness.media import frames, open_picture
+from harness.metrics import Metric
+from harness.result import Result, result_path
+from harness.run import Run
+from harness.task import Protocol, Task
+
+Reason = Literal["tie", "wrong modality", "wrong data set", "near-duplicate", "other"]
+Change = Literal["fixed", "broken", "both wrong"]
+TOP = 5
+ALIKE = 8.0
+"""Pictures are near-duplicates where their 16 × 16 thumbnails differ by at most so many of 255 levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A result and what was stored beside it: the run over the task's pool, every query's headline."""
+
+    result: Result
+    run: Run
+    outcomes: Mapping[str, float]
+    places: Mapping[str, int]
+    """The index in the run of each query."""
+
+    def list(self, query: str) -> list[tuple[str, float]]:
+        """The ids and scores of a query's answers, best first."""
+        return self.run.ranking(self.places[query])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A candidate and its place in a run, from 1; None where the stored list does not reach it."""
+
+    candidate: Candidate
+    relevant: bool
+    rank: int | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How one model answers a query: the headline, its first answers, and the relevant candidates,
+    best placed first. `reason` says what the first wrong answer is; None where the headline is full."""
+
+    value: float
+    answers: tuple[Answer, ...]
+    relevant: tuple[Answer, ...]
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A query, how the model answers it, and how the other one does."""
+
+    query: Query
+    ranking: Ranking
+    other: Ranking | None = None
+    change: Change | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The failures that are shown, and how many queries of each change there are in all."""
+
+    task: Task
+    metric: Metric
+    queries: int
+    wrong: int
+    results: tuple[Result, ...]
+    changes: Mapping[Change, int]
+    failures: tuple[Failure, ...]
+
+
+def inspect(
+    task: Task,
+    models: Sequence[str],
+    folders: Sequence[Path],
+    *,
+    data: Path,
+    cache: Path,
+    worst: int = 50,
+) -> Report:
+    """The worst queries of a model on a task; of two, the worst of each change from one to the other.
+
+    A query is wrong where its headline is below 1. From the first model to the second it is fixed
+    where the headline rises, broken where it falls, both wrong where it stays below 1. Worst is the
+    lowest headline, then the relevant candidate that stands deepest.
+    Raises HarnessError where there is no result with a run, or two are not comparable, and
+    DataInvalid where the data are not those that the result was made on.
+    """
+    results = [_newest(models[0], task.name, folders)]
+    results += [_newest(name, task.name, folders, like=results[0][0]) for name in models[1:]]
+    protocol = _protocol(results[0][0])
+    require_data([task], data, protocol)
+    _require_same_data(task, results[0][0], data, cache, protocol)
+    collection, pool = _load(task, data, protocol)
+    stored = [_stored(result, path, collection) for result, path in results]
+    return _report(task, collection, pool, stored, worst)
+
+
+def _newest(
+    model: str, task: str, folders: Sequence[Path], like: Result | None = None
+) -> tuple[Result, Path]:
+    """The newest result of a model on a task that has a run, and its file."""
+    pattern = str(result_path(glob.escape(model), "*", glob.escape(task), "*"))
+    found = [(Result.read(path), path) for folder in folders for path in sorted(folder.glob(pattern))]
+    if not found:
+        raise HarnessError(
+            f"there is no result of model {model!r} on {task}: run 'harness eval -m {model} -t {task}',"
+            " or name its folder with --runs"
+        )
+    with_run = [(r, path) for r, path in found if path.with_suffix(".queries.parquet").exists()]
+    if not with_run:
+        raise HarnessError(
+            f"no result of model {model!r} on {task} has per-query outcomes beside it (status"
+            f" {found[-1][0].status}): evaluate it again with --overwrite-strategy always"
+        )
+    alike = [(r, path) for r, path in with_run if like is None or _data(r) == _data(like)]
+    if not alike:
+        raise HarnessError(
+            f"no result of model {model!r} on {task} was made on the data of the first model's"
+        )
+    return max(alike, key=lambda pair: str(pair[0].provenance.get("started", "")))
+
+
+def _data(result: Result) -> tuple[object, ...]:
+    protocol = result.protocol
+    return (protocol.get("version"), protocol.get("split"), protocol.get("limit"), dict(result.files))
+
+
+def _protocol(result: Result) -> Protocol:
+    names = ("split", "profile", "instructions", "seed", "limit", "skip_broken")
+    chosen = {name: result.protocol[name] for name in names}
+    return Protocol(**chosen, compat=tuple(result.protocol["compat"]))
+
+
+def _require_same_data(task: Task, result: Result, data: Path, cache: Path, protocol: Protocol) -> None:
+    options = EvalOptions(data=data, output_dir=data, cache_dir=cache, protocol=protocol)
+    files = task_files(task, options, Digests(cache / "digests.sqlite"))
+    changed = sorted(name for name in {*files, *result.files} if files.get(name) != result.files.get(name))
+    if changed:
+        raise DataInvalid(
+            f"{task.name}: {changed[0]} below {data} is not the file that {result.model} was evaluated on:"
+            " name the right data root with --data, or evaluate again"
+        )
+
+
+def _load(task: Task, data: Path, protocol: Protocol) -> tuple[Collection, Pool]:
+    """The collection as it was searched, and the pool with its parts as the task made it."""
+    collection = task.load(data, protocol)
+    pool = collection.pool
+    if protocol.limit is not None:
+        collection = collection.limited(protocol.limit)
+    return checked(collection)[0], pool
+
+
+def _stored(result: Result, path: Path, collection: Collection) -> Stored:
+    import pyarrow.parquet as pq
+
+    run = path.with_suffix(".run.gz")
+    if not run.exists():
+        raise HarnessError(f"{run} is missing: evaluate again with --overwrite-strategy always")
+    if result.headline is None:
+        raise HarnessError(f"{path} holds no score (status {result.status}): there is nothing to inspect")
+    table = pq.read_table(path.with_suffix(".queries.parquet"), columns=["query", result.headline])
+    outcomes = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    places = {query: at for at, query in enumerate(outcomes)}
+    return Stored(result, Run.read(run).within(list(outcomes), collection.pool), outcomes, places)
+
+
+def _report(task: Task, collection: Collection, pool: Pool, stored: Sequence[Stored], worst: int) -> Report:
+    first = stored[0]
+    metric = Metric.parse(first.result.headline or "")
+    queries = {q.id: q for q in collection.queries if all(q.id in s.outcomes for s in stored)}
+    wrong = [q for q in queries if first.outcomes[q] < 1]
+    changes: dict[Change, list[str]] = {}
+    chosen: list[tuple[str, Change | None]]
+    if len(stored) == 1:
+        chosen = [(q, None) for q in _worst(wrong, collection, first)[:worst]]
+    else:
+        changes = _changes(list(queries), first, stored[1])
+        judges: Mapping[Change, Stored] = {"broken": stored[1], "fixed": first, "both wrong": first}
+        chosen = [
+            (q, change)
+            for change, names in changes.items()
+            for q in _worst(names, collection, judges[change])[:worst]
+        ]
+    listed = [[_listed(collection, s, q, metric) for q, _ in chosen] for s in stored]
+    there = _Candidates.of(collection, pool, {name for lists in listed for one in lists for name in one.ids})
+    rankings = [[_ranking(one, there) for one in lists] for lists in listed]
+    failures = tuple(
+        Failure(queries[q], rankings[0][i], rankings[1][i] if len(stored) > 1 else None, change)
+        for i, (q, change) in enumerate(chosen)
+    )
+    return Report(
+        task=task,
+        metric=metric,
+        queries=len(queries),
+        wrong=len(wrong),
+        results=tuple(s.result for s in stored),
+        changes={change: len(names) for change, names in changes.items()},
+        failures=failures,
+    )
+
+
+def _changes(queries: Sequence[str], first: Stored, second: Stored) -> dict[Change, list[str]]:
+    found: dict[Change, list[str]] = {"broken": [], "fixed": [], "both wrong": []}
+    for q in queries:
+        before, after = first.outcomes[q], second.outcomes[q]
+        if after != before:
+            found["fixed" if after > before else "broken"].append(q)
+        elif before < 1:
+            found["both wrong"].append(q)
+    return found
+
+
+def _worst(queries: Sequence[str], collection: Collection, stored: Stored) -> list[str]:
+    """The queries, the worst first."""
+
+    def badness(query: str) -> tuple[float, int]:
+        relevant = collection.positives(query)
+        names = [name for name, _ in stored.list(query)]
+        depth = next((rank for rank, name in enumerate(names) if name in relevant), len(names))
+        return stored.outcomes[query], -depth
+
+    return sorted(queries, key=badness)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The ids and scores of a ranking's answers and relevant candidates, before their contents are read."""
+
+    value: float
+    answers: tuple[tuple[str, float], ...]
+    relevant: tuple[tuple[str, int | None, float | None], ...]
+    positives: Ids[str]
+    tied: bool
+
+    @property
+    def ids(self) -> Iterator[str]:
+        yield from (name for name, _ in self.answers)
+        yield from (name for name, _, _ in self.relevant)
+
+
+def _listed(collection: Collection, stored: Stored, query: str, metric: Metric) -> _Listed:
+    listed = stored.list(query)
+    positives = collection.positives(query)
+    found = [(name, rank, score) for rank, (name, score) in enumerate(listed, 1) if name in positives]
+    missing = [(name, None, None) for name in positives if name not in {n for n, _, _ in found}]
+    return _Listed(
+        stored.outcomes[query],
+        tuple(listed[:TOP]),
+        (*found, *missing)[:TOP],
+        positives,
+        bool(found) and _tied(listed, positives, found[0][2], metric.k or 1),
+    )
+
+
+def _tied(listed: Sequence[tuple[str, float]], positives: Ids[str], score: float, k: int) -> bool:
+    higher = sum(s > score for _, s in listed)
+    return higher < k and any(s == score and name not in positives for name, s in listed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Some candidates of a pool, and the part of a union that each is from."""
+
+    contents: Mapping[str, Candidate]
+    homes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, collection: Collection, pool: Pool, ids: Ids[str]) -> _Candidates:
+        rows = collection.pool.rows_of(ids)
+        sequence = collection.pool.sequence
+        homes: dict[str, str] = {}
+        for part in _parts(pool):
+            homes |= dict.fromkeys(part.rows_of(ids), part.name)
+        return cls({name: sequence[row] for name, row in rows.items()}, homes)
+
+
+def _parts(pool: Pool) -> Iterator[Pool]:
+    if pool.candidates and isinstance(pool.candidates[0], Pool):
+        for part in pool.candidates:
+            assert isinstance(part, Pool)
+            yield from _parts(part)
+    else:
+        yield pool
+
+
+def _ranking(listed: _Listed, there: _Candidates) -> Ranking:
+    answers = tuple(
+        Answer(there.contents[name], name in listed.positives, rank, score)
+        for rank, (name, score) in enumerate(listed.answers, 1)
+    )
+    relevant = tuple(
+        Answer(there.contents[name], True, rank, score)
+        for name, rank, score in listed.relevant
+        if name in there.contents
+    )
+    reason = None if listed.value >= 1 else _reason(listed, answers, relevant, there)
+    return Ranking(listed.value, answers, relevant, reason)
+
+
+def _reason(
+    listed: _Listed, answers: Sequence[Answer], relevant: Sequence[Answer], there: _Candidates
+) -> Reason:
+    """Why a query fails, the first of these that holds; the wrong answer is the best placed one.
+
+    tie: fewer than k candidates score higher than the best placed relevant one, and a wrong one scores
+    exactly the same: the tie rule decides, not the model.
+    wrong modality: no relevant candidate has the modality of the wrong answer.
+    wrong data set: in a union of pools, no relevant candidate is from the pool of the wrong answer.
+    near-duplicate: the wrong answer shows the same as a relevant candidate: equal texts but for case,
+    punctuation and space, and pictures (of a clip its middle frame) within ALIKE of each other.
+    other: anything else, a query without a reachable relevant candidate included.
+    """
+    wrong = next((a.candidate for a in answers if not a.relevant), None)
+    right = [a.candidate for a in relevant]
+    if listed.tied:
+        return "tie"
+    if wrong is None or not right:
+        return "other"
+    if modality(wrong.parts) not in {modality(c.parts) for c in right}:
+        return "wrong modality"
+    if there.homes.get(wrong.id) not in {there.homes.get(c.id) for c in right}:
+        return "wrong data set"
+    if any(near_duplicates(wrong.parts, c.parts) for c in right):
+        return "near-duplicate"
+    return "other"
+
+
+def near_duplicates(one: Sequence[Part], other: Sequence[Part]) -> bool:
+    """Whether two items show the same, part for part."""
+    return len(one) == len(other) and all(map(_alike, one, other))
+
+
+def _alike(one: Part, other: Part) -> bool:
+    if isinstance(one, Text) and isinstance(other, Text):
+        return _folded(one.text) == _folded(other.text)
+    if isinstance(one, Text) or isinstance(other, Text) or type(one) is not type(other):
+        return False
+    if one == other:
+        return True
+    try:
+        return float(np.abs(_thumbnail(one) - _thumbnail(other)).mean()) <= ALIKE
+    except HarnessError:
+        return False
+
+
+def _folded(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _thumbnail(part: Image | Video) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """[16, 16, 3] float32 in 0 to 255."""
+    picture = open_picture(part) if isinstance(part, Image) else frames(Video(part.path, frames=1))[0]
+    return np.asarray(picture.resize((16, 16)), dtype=np.float32)
