@@ -23,7 +23,7 @@ from harness.evaluate import EvalOptions, require_data, task_files
 from harness.media import frames, open_picture
 from harness.metrics import Metric
 from harness.result import Result, result_path
-from harness.run import Run
+from harness.run import Float32, Run
 from harness.task import Protocol, Task
 
 Reason = Literal["tie", "wrong modality", "wrong data set", "near-duplicate", "other"]
@@ -34,7 +34,7 @@ ALIKE = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Ranked:
     """A result and what was stored beside it: the run over the task's pool, every query's headline."""
 
     result: Result
@@ -81,7 +81,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The failures that are shown, and how many queries of each change there are in all."""
+    """The failures that are shown, and how many queries of each change there are in all.
+
+    `relevant_scores` and `wrong_scores` are those of the first model's run, each query's best placed
+    relevant and wrong candidate.
+    """
 
     task: Task
     metric: Metric
@@ -90,6 +94,8 @@ class Report:
     results: tuple[Result, ...]
     changes: Mapping[Change, int]
     failures: tuple[Failure, ...]
+    relevant_scores: Float32
+    wrong_scores: Float32
 
 
 def inspect(
@@ -115,8 +121,8 @@ def inspect(
     require_data([task], data, protocol)
     _require_same_data(task, results[0][0], data, cache, protocol)
     collection, pool = _load(task, data, protocol)
-    stored = [_stored(result, path, collection) for result, path in results]
-    return _report(task, collection, pool, stored, worst)
+    ranked = [_ranked(result, path, collection) for result, path in results]
+    return _report(task, collection, pool, ranked, worst)
 
 
 def _newest(
@@ -175,7 +181,7 @@ def _load(task: Task, data: Path, protocol: Protocol) -> tuple[Collection, Pool]
     return checked(collection)[0], pool
 
 
-def _stored(result: Result, path: Path, collection: Collection) -> Stored:
+def _ranked(result: Result, path: Path, collection: Collection) -> Ranked:
     import pyarrow.parquet as pq
 
     run = path.with_suffix(".run.gz")
@@ -186,31 +192,31 @@ def _stored(result: Result, path: Path, collection: Collection) -> Stored:
     table = pq.read_table(path.with_suffix(".queries.parquet"), columns=["query", result.headline])
     outcomes = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
     places = {query: at for at, query in enumerate(outcomes)}
-    return Stored(result, Run.read(run).within(list(outcomes), collection.pool), outcomes, places)
+    return Ranked(result, Run.read(run).within(list(outcomes), collection.pool), outcomes, places)
 
 
-def _report(task: Task, collection: Collection, pool: Pool, stored: Sequence[Stored], worst: int) -> Report:
-    first = stored[0]
+def _report(task: Task, collection: Collection, pool: Pool, ranked: Sequence[Ranked], worst: int) -> Report:
+    first = ranked[0]
     metric = Metric.parse(first.result.headline or "")
-    queries = {q.id: q for q in collection.queries if all(q.id in s.outcomes for s in stored)}
+    queries = {q.id: q for q in collection.queries if all(q.id in s.outcomes for s in ranked)}
     wrong = [q for q in queries if first.outcomes[q] < 1]
     changes: dict[Change, list[str]] = {}
     chosen: list[tuple[str, Change | None]]
-    if len(stored) == 1:
+    if len(ranked) == 1:
         chosen = [(q, None) for q in _worst(wrong, collection, first)[:worst]]
     else:
-        changes = _changes(list(queries), first, stored[1])
-        judges: Mapping[Change, Stored] = {"broken": stored[1], "fixed": first, "both wrong": first}
+        changes = _changes(list(queries), first, ranked[1])
+        judges: Mapping[Change, Ranked] = {"broken": ranked[1], "fixed": first, "both wrong": first}
         chosen = [
             (q, change)
             for change, names in changes.items()
             for q in _worst(names, collection, judges[change])[:worst]
         ]
-    listed = [[_listed(collection, s, q, metric) for q, _ in chosen] for s in stored]
+    listed = [[_listed(collection, s, q, metric) for q, _ in chosen] for s in ranked]
     there = _Candidates.of(collection, pool, {name for lists in listed for one in lists for name in one.ids})
     rankings = [[_ranking(one, there) for one in lists] for lists in listed]
     failures = tuple(
-        Failure(queries[q], rankings[0][i], rankings[1][i] if len(stored) > 1 else None, change)
+        Failure(queries[q], rankings[0][i], rankings[1][i] if len(ranked) > 1 else None, change)
         for i, (q, change) in enumerate(chosen)
     )
     return Report(
@@ -218,13 +224,25 @@ def _report(task: Task, collection: Collection, pool: Pool, stored: Sequence[Sto
         metric=metric,
         queries=len(queries),
         wrong=len(wrong),
-        results=tuple(s.result for s in stored),
+        results=tuple(s.result for s in ranked),
         changes={change: len(names) for change, names in changes.items()},
         failures=failures,
+        relevant_scores=_best_scores(collection, first, True),
+        wrong_scores=_best_scores(collection, first, False),
     )
 
 
-def _changes(queries: Sequence[str], first: Stored, second: Stored) -> dict[Change, list[str]]:
+def _best_scores(collection: Collection, ranked: Ranked, relevant: bool) -> Float32:
+    """The score of each query's best placed relevant (or wrong) candidate, where its list has one."""
+    found = []
+    for query in ranked.outcomes:
+        positives = collection.positives(query)
+        scores = (score for name, score in ranked.list(query) if (name in positives) == relevant)
+        found.append(next(scores, None))
+    return np.array([score for score in found if score is not None], dtype=np.float32)
+
+
+def _changes(queries: Sequence[str], first: Ranked, second: Ranked) -> dict[Change, list[str]]:
     found: dict[Change, list[str]] = {"broken": [], "fixed": [], "both wrong": []}
     for q in queries:
         before, after = first.outcomes[q], second.outcomes[q]
@@ -235,14 +253,14 @@ def _changes(queries: Sequence[str], first: Stored, second: Stored) -> dict[Chan
     return found
 
 
-def _worst(queries: Sequence[str], collection: Collection, stored: Stored) -> list[str]:
+def _worst(queries: Sequence[str], collection: Collection, ranked: Ranked) -> list[str]:
     """The queries, the worst first."""
 
     def badness(query: str) -> tuple[float, int]:
         relevant = collection.positives(query)
-        names = [name for name, _ in stored.list(query)]
+        names = [name for name, _ in ranked.list(query)]
         depth = next((rank for rank, name in enumerate(names) if name in relevant), len(names))
-        return stored.outcomes[query], -depth
+        return ranked.outcomes[query], -depth
 
     return sorted(queries, key=badness)
 
@@ -263,13 +281,13 @@ class _Listed:
         yield from (name for name, _, _ in self.relevant)
 
 
-def _listed(collection: Collection, stored: Stored, query: str, metric: Metric) -> _Listed:
-    listed = stored.list(query)
+def _listed(collection: Collection, ranked: Ranked, query: str, metric: Metric) -> _Listed:
+    listed = ranked.list(query)
     positives = collection.positives(query)
     found = [(name, rank, score) for rank, (name, score) in enumerate(listed, 1) if name in positives]
     missing = [(name, None, None) for name in positives if name not in {n for n, _, _ in found}]
     return _Listed(
-        stored.outcomes[query],
+        ranked.outcomes[query],
         tuple(listed[:TOP]),
         (*found, *missing)[:TOP],
         positives,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from harness.content import Candidate, Image, Part, Query, Text, Video, modality
 from harness.errors import HarnessError
-from harness.failures import TOP, Answer, Failure, Ranking, Reason, Report
+from harness.failures import Answer, Failure, Ranking, Reason, Report
 from harness.leaderboard import GAP, percent
 from harness.media import frames, open_picture
 from harness.page import page
@@ -88,8 +88,11 @@ class Thumbnails:
         return self.made[part]
 
 
-def gallery(report: Report, *, pictures: bool = True) -> str:
-    """The page. Without `pictures` it holds their names alone, for data that may not be passed on."""
+def gallery(report: Report, *, pictures: bool = True, plot: str = "") -> str:
+    """The page. Without `pictures` it holds their names alone, for data that may not be passed on.
+
+    `plot` is an SVG element that goes above the queries.
+    """
     thumbnails = Thumbnails(pictures)
     models = [result.model for result in report.results]
     entries = [_entry(failure, models, thumbnails) for failure in report.failures]
@@ -103,7 +106,7 @@ def gallery(report: Report, *, pictures: bool = True) -> str:
         scores=[percent(r.metrics[report.metric.key].value) for r in report.results],
         entries=entries,
         reasons=[(reason, reasons[reason]) for reason in get_args(Reason) if reasons[reason]],
-        top=TOP,
+        plot=plot,
     )
 
 

@@ -5,6 +5,7 @@ Without it on the PATH these tests belong to the slow tier, and fail there.
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from test_boards import HOSTILE, board
@@ -219,3 +220,15 @@ def test_the_gallery_is_filtered_by_kind_and_by_words(visit, tmp_path):
     assert queries.all_text_contents() == ["Query a", "Query c"]
     page.get_by_label("Find").fill("question c")
     assert queries.all_text_contents() == ["Query c"]
+
+
+def test_the_index_of_a_report_draws_its_plots_within_the_policy(visit, cli):
+    cli("eval", "-q", "-m", "random", "-t", "demo/composed")
+    cli("report", "-s", "demo", "--out", "out", "--worst", 0)
+    page = visit(Path("out/index.html").read_text(encoding="utf-8"))
+    plots = page.get_by_role("img")
+    assert plots.count() > 0
+    assert all(plot.bounding_box()["height"] > 100 for plot in plots.all())
+    assert plots.first.locator("text").first.evaluate("text => getComputedStyle(text).fill") == page.evaluate(
+        "getComputedStyle(document.querySelector('figure')).color"
+    )

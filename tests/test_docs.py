@@ -92,7 +92,20 @@ def test_the_commands_on_reading_numbers_run_one_after_another(cli):
         assert out
 
 
+def test_the_commands_that_look_at_results_work(cli):
+    for model in ("conse", "random"):
+        assert cli("eval", "-q", "-m", model, "-t", "demo/composed")[0] == 0
+    for page, title in ((ROOT / "README.md", "Looking at results"), (ROOT / "results/README.md", "Pages")):
+        section = page.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+        for line in re.findall(r"^harness .*", section, re.MULTILINE):
+            code, out, err = cli(*shlex.split(line.split("#")[0])[1:])
+            assert (code, out) == (0, ""), f"{line}: {err}"
+    made = {"board.html", "board.tex", "gallery.html", "gallery-conse-random-demo-composed.html", "report"}
+    assert made <= {path.name for path in Path().iterdir()}
+    assert Path("report/index.html").is_file()
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"

@@ -10,7 +10,19 @@ import typer
 from harness.errors import HarnessError
 
 from .app import app
-from .shared import DEFAULT_RUNS, CacheDir, Data, ModelName, Runs, installed, say
+from .shared import (
+    DEFAULT_RUNS,
+    CacheDir,
+    Data,
+    LowestGrade,
+    ModelName,
+    Runs,
+    SuiteNames,
+    installed,
+    say,
+    stored_results,
+    words,
+)
 
 NoImages = Annotated[
     bool, typer.Option("--no-images", help="Leave pictures and frames out, where they may not be passed on.")
@@ -59,3 +71,54 @@ def inspect(
         f"{path}: {len(report.failures)} of {report.queries} queries shown,"
         f" {report.wrong} of which {model} does not get fully right"
     )
+
+
+@app.command()
+def report(
+    suite: SuiteNames = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("report"),
+    runs: Runs = None,
+    data: Data = Path("data"),
+    cache_dir: CacheDir = None,
+    reported: Annotated[
+        bool, typer.Option("--reported", help="Published numbers too, in italics with their source.")
+    ] = False,
+    grade: LowestGrade = "B",
+    worst: Annotated[
+        int, typer.Option("--worst", min=0, help="How many queries each gallery shows; 0: no galleries.")
+    ] = 20,
+    no_images: NoImages = False,
+) -> None:
+    """Write a folder to publish: leaderboards in every format, plots, galleries and provenance.
+
+    Galleries are made for the tasks whose data is there. Open index.html in a browser.
+    """
+    from harness.ablations import ablations, averaged
+    from harness.files import cache_dir as default_cache
+    from harness.published import select
+    from harness.report import Sources, write_report
+
+    catalog = installed()
+    names = words(suite)
+    if not names:
+        raise HarnessError("nothing to report on: name suites with --suite")
+    suites = [catalog.suite(name) for name in names]
+    folders = runs or [DEFAULT_RUNS]
+    results = [(result, folder) for folder in folders for result in stored_results([folder])]
+    published = catalog.reported()
+    ablated = averaged(catalog.suites, published)
+    sources = Sources(
+        suites=suites,
+        tasks=catalog.tasks,
+        models={**catalog.models, **catalog.rerankers},
+        folders=folders,
+        data=data,
+        cache=cache_dir or default_cache(),
+        reported=select(published, lowest=grade) if reported else (),
+        variants=ablations(catalog.models, ablated, catalog.tasks, [r for r, _ in results], published),
+        ablated=ablated,
+        worst=worst,
+        pictures=not no_images,
+    )
+    index = write_report(sources, results, out, say)
+    say(f"{index}: open it in a browser, or publish the folder {out}")
