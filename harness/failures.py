@@ -128,7 +128,7 @@ def inspect(
 def _newest(
     model: str, task: str, folders: Sequence[Path], like: Result | None = None
 ) -> tuple[Result, Path]:
-    """The newest result of a model on a task that has a run, and its file."""
+    """The newest result of a model on a task that has a run, a complete one if there is, and its file."""
     pattern = str(result_path(glob.escape(model), "*", glob.escape(task), "*"))
     found = [(Result.read(path), path) for folder in folders for path in sorted(folder.glob(pattern))]
     if not found:
@@ -147,7 +147,11 @@ def _newest(
         raise HarnessError(
             f"no result of model {model!r} on {task} was made on the data of the first model's"
         )
-    return max(alike, key=lambda pair: str(pair[0].provenance.get("started", "")))
+    return max(alike, key=lambda pair: (pair[0].status == "complete", _started(pair[0])))
+
+
+def _started(result: Result) -> str:
+    return str(result.provenance.get("started", ""))
 
 
 def _data(result: Result) -> tuple[object, ...]:

@@ -18,8 +18,9 @@ def board_plots(name: str, board: Leaderboard) -> Iterator[Plot]:
     rows = sorted((row for row in board.rows if not row.check), key=lambda row: bool(row.sources))[:MOST]
     scores = {row.label: means for row in rows if (means := _group_means(board, row))}
     groups = {group for means in scores.values() for group in means}
-    if len(groups) > 2:
-        yield radar(f"{name}-radar", f"{name}: averages by group", scores)
+    whole = {label: means for label, means in scores.items() if len(means) == len(groups)}
+    if len(groups) > 2 and whole:
+        yield radar(f"{name}-radar", f"{name}: averages by group", whole)
     if len(groups) > 1:
         yield bars(f"{name}-groups", f"{name}: averages by group", scores)
     elif rows:
@@ -32,7 +33,7 @@ def board_plots(name: str, board: Leaderboard) -> Iterator[Plot]:
         for row in board.rows
         if row.average is not None and not row.check and (rate := _rate(r for c in row.scored for r in c))
     }
-    if points:
+    if len(points) > 1:
         yield speed(f"{name}-speed", f"{name}: speed against quality", points)
 
 
@@ -64,7 +65,8 @@ def _hits(row: Row) -> dict[int, float]:
     tasks = {r.task: _hits_of(r) for results in row.scored for r in results}
     found = [hits for hits in tasks.values() if len(hits) > 1]
     shared = set.intersection(*map(set, found)) if found else set()
-    return {k: sum(hits[k] for hits in found) / len(found) for k in sorted(shared)}
+    means = {k: sum(hits[k] for hits in found) / len(found) for k in sorted(shared)}
+    return means if len(means) > 1 else {}
 
 
 def _hits_of(result: Result) -> dict[int, float]:

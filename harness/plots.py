@@ -149,7 +149,7 @@ def radar(name: str, title: str, scores: Scores) -> Plot:
         axes.set_ylim(0, 100)
         axes.set_yticks([25, 50, 75], ["25", "50", "75"])
         axes.grid(True)
-        figure.legend(loc="outside lower center", ncols=2)
+        _legend(figure)
 
     return Plot(name, title, draw, (6.4, 5.6))
 
@@ -183,7 +183,7 @@ def bars(
         axes.set_ylabel("%")
         axes.yaxis.grid(True)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=4)
+        _legend(figure)
 
     return Plot(name, title, draw, (max(6.4, 0.55 * len(labels) + 2), 4.0))
 
@@ -211,7 +211,7 @@ def curves(name: str, title: str, hits: Mapping[str, Mapping[int, float]]) -> Pl
         axes.set_xlabel("k")
         axes.set_ylabel("hit@k, %")
         axes.grid(True)
-        figure.legend(loc="outside lower center", ncols=4)
+        _legend(figure)
 
     return Plot(name, title, draw)
 
@@ -230,7 +230,7 @@ def score_histogram(
             axes.hist(values, bins=edges, alpha=0.55, label=f"{label} ({len(values):,})")
         axes.set_xlabel("score")
         axes.set_ylabel("candidates")
-        figure.legend(loc="outside lower center", ncols=2)
+        _legend(figure)
 
     return Plot(name, title, draw)
 
@@ -291,6 +291,11 @@ def speed(name: str, title: str, points: Mapping[str, tuple[float, float]]) -> P
         axes.grid(True)
 
     return Plot(name, title, draw)
+
+
+def _legend(figure: Any) -> None:
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    figure.legend(loc="outside lower center", ncols=2 if max(map(len, labels), default=0) > 16 else 4)
 
 
 def _plain(text: str) -> str:

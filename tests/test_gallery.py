@@ -168,6 +168,15 @@ def test_the_newest_result_with_a_run_is_taken(tmp_path):
     for identity, day, value in (("old", "2026-01-01", 0.0), ("new", "2026-02-01", 1.0)):
         store(tmp_path, task, {"a": descending("a")}, {"a": value}, started=day, identity_id=identity)
     assert look(task, tmp_path).wrong == 0
+    store(
+        tmp_path,
+        task,
+        {"a": descending("a")},
+        {"a": 0.0},
+        started="2026-03-01",
+        identity_id="smoke",
+        status="partial",
+    )
     mean = store(tmp_path, task, {"a": descending("a")}, {"a": 0.0}, started="2026-03-01", identity_id="mean")
     mean.with_suffix(".queries.parquet").unlink()
     assert look(task, tmp_path).results[0].identity_id == "new"

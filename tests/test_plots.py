@@ -129,9 +129,14 @@ def test_speed_is_items_a_second_of_what_was_embedded():
     made = [
         {"counts": {"embedded": n}, "seconds": {"embed": s}} for n, s in ((100, 1.0), (0, 9.0), (50, 2.0))
     ]
-    mine = [dataclasses.replace(r, provenance=p) for r, p in zip(full("m", 0.3, 0.3, 0.3), made, strict=True)]
+    mine = [
+        dataclasses.replace(r, provenance=p)
+        for model in ("m", "n")
+        for r, p in zip(full(model, 0.3, 0.3, 0.3), made, strict=True)
+    ]
     axes = drawn(plots(leaderboard([SUITE], TASKS, mine))["s-speed"])
     assert axes.collections[0].get_offsets().tolist() == [[50.0, pytest.approx(30.0)]]
+    assert "s-speed" not in plots(leaderboard([SUITE], TASKS, mine[:3]))
 
 
 def test_ablations_give_a_waterfall_for_each_suite_with_a_parent_and_a_child():

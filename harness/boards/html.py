@@ -17,7 +17,7 @@ from harness.published import Reported
 from harness.reproduce import against
 from harness.result import Result, Score
 
-from .table import Shown, averages, blocks, numbers, shown, sources
+from .table import Place, Shown, averages, blocks, numbers, shown, sources
 
 MARKS = {"trained": "t", "held out": "h"}
 SIZES = ((1e9, "below 1B"), (4e9, "1B to 4B"), (10e9, "4B to 10B"), (float("inf"), "10B and more"))
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([MBT])", re.IGNORECASE)
 
 
 @dataclass(slots=True)
-class Lines:
+class Explanations:
     """Explanations, each kept once and named by its place."""
 
     texts: dict[str, int] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Cell:
 
     text: str
     sort: str
-    classes: str = ""
+    place: Place = ""
     mark: str = ""
     interval: str = ""
     difference: str = ""
@@ -59,7 +59,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Entry:
     """A row of the page."""
 
     label: str
@@ -84,20 +84,22 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One leaderboard as the page shows it. `columns` are titles and metrics, averages first."""
+    """One leaderboard as the page shows it. `columns` are groups, titles and metrics; `evidence` are the
+    notes on what single models were trained on."""
 
     title: str
     groups: tuple[Group, ...]
     averages: tuple[str, ...]
     columns: tuple[tuple[str, str, str], ...]
-    rows: tuple[tuple[str, tuple[Line, ...]], ...]
+    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
     notes: tuple[str, ...]
+    evidence: tuple[str, ...]
     sources: tuple[str, ...]
 
 
 def page(boards: Sequence[Leaderboard]) -> str:
     """The page of these leaderboards, one below the other."""
-    lines = Lines()
+    lines = Explanations()
     tables = [_table(board, lines) for board in boards]
     rows = [row for board in boards for row in board.rows]
     return make_page(
@@ -113,8 +115,10 @@ def page(boards: Sequence[Leaderboard]) -> str:
     )
 
 
-def _table(board: Leaderboard, lines: Lines) -> Table:
+def _table(board: Leaderboard, lines: Explanations) -> Table:
     known = sources(board)
+    names = tuple(f"{row.plugin or row.model}: " for row in board.rows)
+    evidence = tuple(note for note in board.notes if note.startswith(names))
     rows = []
     for block, members in blocks(board):
         cells = shown(members, board.statuses)
@@ -128,24 +132,28 @@ def _table(board: Leaderboard, lines: Lines) -> Table:
         averages=tuple(averages(board)),
         columns=tuple((h.group, h.title, h.metric) for h in board.headings),
         rows=tuple(rows),
-        notes=board.notes,
+        notes=tuple(note for note in board.notes if note not in evidence),
+        evidence=evidence,
         sources=tuple(known),
     )
 
 
-def _line(row: Row, cells: Sequence[Shown], board: Leaderboard, known: Sequence[str], lines: Lines) -> Line:
+def _line(
+    row: Row, cells: Sequence[Shown], board: Leaderboard, known: Sequence[str], lines: Explanations
+) -> Entry:
     theirs = [r for r in board.rows if r.sources and (r.plugin, r.block) == (row.model, row.block)]
     made = [
         _score(row, column, cells[column], board, theirs if not row.sources else [], lines)
         for column in range(len(row.values))
     ]
+    unlike = any(cell.unlike for cell in made)
     means = [row.average, *(row.averages.get(s) for s in board.statuses)]
     shown_means = [
-        _mean(value, cell, theirs if i == 0 and not row.sources else [], lines)
+        _mean(value, cell, theirs if i == 0 and not row.sources else [], unlike, lines)
         for i, (value, cell) in enumerate(zip(means, cells[len(row.values) :], strict=True))
     ]
     size = _parameters(row.size)
-    return Line(
+    return Entry(
         label=row.label,
         mark="check" if row.check else "oracle" if row.oracle else "",
         notes=tuple(numbers(row, known)),
@@ -165,12 +173,12 @@ def _parameters(size: str | None) -> float | None:
     return float(found[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[found[2].upper()] if found else None
 
 
-def _places(texts: Iterator[str], lines: Lines) -> str:
+def _places(texts: Iterator[str], lines: Explanations) -> str:
     return " ".join(str(lines.place(text)) for text in texts)
 
 
 def _score(
-    row: Row, column: int, cell: Shown, board: Leaderboard, theirs: Sequence[Row], lines: Lines
+    row: Row, column: int, cell: Shown, board: Leaderboard, theirs: Sequence[Row], lines: Explanations
 ) -> Cell:
     value = row.values[column]
     if value is None:
@@ -183,7 +191,7 @@ def _score(
     return Cell(
         text=cell.text,
         sort=f"{value:.6f}",
-        classes=cell.place,
+        place=cell.place,
         mark=MARKS.get(cell.status or "", "") + ("†" if row.marked else ""),
         interval="" if score is None else _interval(score),
         difference=_difference(value, beside),
@@ -192,20 +200,21 @@ def _score(
     )
 
 
-def _mean(value: float | None, cell: Shown, theirs: Sequence[Row], lines: Lines) -> Cell:
+def _mean(value: float | None, cell: Shown, theirs: Sequence[Row], unlike: bool, lines: Explanations) -> Cell:
     if value is None:
         return Cell(GAP, "", lines=_places(iter(["A row with a gap has no average."]), lines))
     printed = next((r for r in theirs if r.average is not None), None)
     beside = None
     if printed is not None and printed.average is not None:
-        beside = Beside(printed.average, printed.sources[0], ())
-    said = [f"Published {percent(beside.value)}: {beside.citation}."] if beside else []
+        reasons = ("some of its columns are not comparable",) if unlike else ()
+        beside = Beside(printed.average, printed.sources[0], reasons)
     return Cell(
         cell.text,
         f"{value:.6f}",
         cell.place,
         difference=_difference(value, beside),
-        lines=_places(iter(said), lines),
+        unlike=bool(beside and beside.reasons),
+        lines=_places(_about_published(beside), lines),
     )
 
 
@@ -273,6 +282,10 @@ def _about_score(
     exposed = row.exposures[column] if row.exposures else None
     if exposed is not None and exposed.evidence:
         yield f"{exposed.status.capitalize()}: {'; '.join(exposed.evidence)}."
+    yield from _about_published(beside)
+
+
+def _about_published(beside: Beside | None) -> Iterator[str]:
     if beside is not None:
         yield f"Published {percent(beside.value)}: {beside.citation}."
         if beside.reasons:

@@ -10,7 +10,7 @@
     const rows = [...table.querySelectorAll("tbody tr:not(.group)")];
     rows.forEach((row, i) => { row.at = i; row.text = fold(`${row.cells[0].dataset.v} ${row.dataset.size} ${row.dataset.block}`); });
     const fixed = titles.querySelectorAll("th:not([data-group])").length;
-    return { table, groups: [...groups.cells].slice(1), titles: [...titles.cells], rows, fixed, sort: null };
+    return { table, groups: [...groups.querySelectorAll("th")], titles: [...titles.cells], rows, fixed, sort: null };
   }
 
   function fold(text) { return text.toLowerCase(); }
@@ -57,7 +57,6 @@
       row.hidden = !words.every((word) => row.text.includes(word)) || (!reported && row.classList.contains("reported"));
     }
     for (const body of board.table.tBodies) body.classList.toggle("empty", [...body.rows].slice(1).every((row) => row.hidden));
-    filterColumns(board);
   }
 
   function filterColumns(board) {
@@ -167,5 +166,6 @@
     show();
   }
   byId("tools").hidden = false;
+  tables.forEach(filterColumns);
   all(arrange)();
 }
