@@ -6,7 +6,6 @@ Nothing is encoded: the run, the outcome of every query and the task's own data 
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Collection as Ids
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from typing import Literal
 import numpy as np
 
 from harness.collection import Collection, Pool, checked
-from harness.content import Candidate, Image, Part, Query, Text, Video, modality
+from harness.content import Candidate, Query, modality
 from harness.digest import Digests
 from harness.errors import DataInvalid, HarnessError
 from harness.evaluate import EvalOptions, require_data, task_files
-from harness.media import frames, open_picture
+from harness.likeness import near_duplicates
 from harness.metrics import Metric
 from harness.result import Result, result_path
 from harness.run import Float32, Run
@@ -29,8 +28,6 @@ from harness.task import Protocol, Task
 Reason = Literal["tie", "wrong modality", "wrong data set", "near-duplicate", "other"]
 Change = Literal["fixed", "broken", "both wrong"]
 TOP = 5
-ALIKE = 8.0
-"""Pictures are near-duplicates where their 16 × 16 thumbnails differ by at most so many of 255 levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +290,7 @@ def _listed(collection: Collection, ranked: Ranked, query: str, metric: Metric) 
     return _Listed(
         ranked.outcomes[query],
         tuple(listed[:TOP]),
-        (*found, *missing)[:TOP],
+        (*found, *missing),
         positives,
         bool(found) and _tied(listed, positives, found[0][2], metric.k or 1),
     )
@@ -341,7 +338,7 @@ def _ranking(listed: _Listed, there: _Candidates) -> Ranking:
         if name in there.contents
     )
     reason = None if listed.value >= 1 else _reason(listed, answers, relevant, there)
-    return Ranking(listed.value, answers, relevant, reason)
+    return Ranking(listed.value, answers, relevant[:TOP], reason)
 
 
 def _reason(
@@ -353,8 +350,7 @@ def _reason(
     exactly the same: the tie rule decides, not the model.
     wrong modality: no relevant candidate has the modality of the wrong answer.
     wrong data set: in a union of pools, no relevant candidate is from the pool of the wrong answer.
-    near-duplicate: the wrong answer shows the same as a relevant candidate: equal texts but for case,
-    punctuation and space, and pictures (of a clip its middle frame) within ALIKE of each other.
+    near-duplicate: the wrong answer shows the same as one of the first relevant candidates (`likeness`).
     other: anything else, a query without a reachable relevant candidate included.
     """
     wrong = next((a.candidate for a in answers if not a.relevant), None)
@@ -367,34 +363,6 @@ def _reason(
         return "wrong modality"
     if there.homes.get(wrong.id) not in {there.homes.get(c.id) for c in right}:
         return "wrong data set"
-    if any(near_duplicates(wrong.parts, c.parts) for c in right):
+    if any(near_duplicates(wrong.parts, c.parts) for c in right[:TOP]):
         return "near-duplicate"
     return "other"
-
-
-def near_duplicates(one: Sequence[Part], other: Sequence[Part]) -> bool:
-    """Whether two items show the same, part for part."""
-    return len(one) == len(other) and all(map(_alike, one, other))
-
-
-def _alike(one: Part, other: Part) -> bool:
-    if isinstance(one, Text) and isinstance(other, Text):
-        return _folded(one.text) == _folded(other.text)
-    if isinstance(one, Text) or isinstance(other, Text) or type(one) is not type(other):
-        return False
-    if one == other:
-        return True
-    try:
-        return float(np.abs(_thumbnail(one) - _thumbnail(other)).mean()) <= ALIKE
-    except HarnessError:
-        return False
-
-
-def _folded(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-def _thumbnail(part: Image | Video) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """[16, 16, 3] float32 in 0 to 255."""
-    picture = open_picture(part) if isinstance(part, Image) else frames(Video(part.path, frames=1))[0]
-    return np.asarray(picture.resize((16, 16)), dtype=np.float32)

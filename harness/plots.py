@@ -104,8 +104,6 @@ def _style(salt: str) -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.prop_cycle": cycler(color=COLOURS),
-        "axes.titlesize": 10,
-        "axes.grid": False,
         "grid.color": INK,
         "grid.alpha": 0.25,
         "grid.linewidth": 0.6,

@@ -14,8 +14,9 @@ from test_leaderboard import SETTINGS
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Query, Text, Video
 from harness.errors import DataInvalid, HarnessError
-from harness.failures import inspect, near_duplicates
+from harness.failures import inspect
 from harness.gallery import gallery
+from harness.likeness import near_duplicates
 from harness.metrics import MAP, Hit
 from harness.result import Result, Score
 from harness.run import Run
@@ -117,6 +118,10 @@ def test_a_wrong_modality_and_a_wrong_part_of_a_union_are_told_apart(tmp_path, m
     assert reason(tmp_path, union, descending("v", "t"), ["t"]) == "wrong data set"
     assert reason(tmp_path, union, descending("u", "t"), ["t"]) == "other"
     assert reason(tmp_path, union, descending("u"), ["outside", "v"]) == "wrong data set"
+    many = [candidate(f"p{i}", Image(media / f"p{i}.png")) for i in range(6)]
+    mixed = [*many, candidate("t"), candidate("u")]
+    found = descending(*(c.id for c in many), "u", "t")
+    assert reason(tmp_path, mixed, [("u", 2.0), *found], [*(c.id for c in many), "t"]) == "other"
 
 
 def test_near_duplicates_are_named(tmp_path):

@@ -122,7 +122,7 @@ def _table(board: Leaderboard, lines: Explanations) -> Table:
     rows = []
     for block, members in blocks(board):
         cells = shown(members, board.statuses)
-        made = tuple(_line(row, mine, board, known, lines) for row, mine in zip(members, cells, strict=True))
+        made = tuple(_entry(row, mine, board, known, lines) for row, mine in zip(members, cells, strict=True))
         rows.append((block, made))
     return Table(
         title=board.title,
@@ -138,18 +138,19 @@ def _table(board: Leaderboard, lines: Explanations) -> Table:
     )
 
 
-def _line(
+def _entry(
     row: Row, cells: Sequence[Shown], board: Leaderboard, known: Sequence[str], lines: Explanations
 ) -> Entry:
-    theirs = [r for r in board.rows if r.sources and (r.plugin, r.block) == (row.model, row.block)]
-    made = [
-        _score(row, column, cells[column], board, theirs if not row.sources else [], lines)
-        for column in range(len(row.values))
+    theirs = [
+        r
+        for r in board.rows
+        if r.sources and not row.sources and (r.plugin, r.block) == (row.model, row.block)
     ]
+    made = [_score(row, column, cells[column], board, theirs, lines) for column in range(len(row.values))]
     unlike = any(cell.unlike for cell in made)
     means = [row.average, *(row.averages.get(s) for s in board.statuses)]
     shown_means = [
-        _mean(value, cell, theirs if i == 0 and not row.sources else [], unlike, lines)
+        _mean(value, cell, theirs if i == 0 else [], unlike, lines)
         for i, (value, cell) in enumerate(zip(means, cells[len(row.values) :], strict=True))
     ]
     size = _parameters(row.size)
