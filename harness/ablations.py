@@ -173,7 +173,7 @@ def _markdown(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
     rows = [
         [
             *(plain(text or "") for text in (v.name, v.change, v.paper_ref)),
-            *(_shown(getattr(v, kind).get(s.name)) for kind in kinds for s in suites),
+            *(shown_average(getattr(v, kind).get(s.name)) for kind in kinds for s in suites),
         ]
         for v in variants
     ]
@@ -189,7 +189,8 @@ def _markdown(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
     return f"### Ablations\n\n{table}\n{below}\n\n```\n{_tree(variants, suites)}```\n"
 
 
-def _shown(average: Average | None) -> str:
+def shown_average(average: Average | None) -> str:
+    """ "61.7 (-1.5 [-1.9, -1.1])", or a gap."""
     if average is None:
         return GAP
     if average.delta is None:
@@ -203,7 +204,7 @@ def _tree(variants: Sequence[Variant], suites: Sequence[Suite]) -> str:
     lines = []
     for at, variant in enumerate(variants):
         averages = [(variant.measured or variant.published).get(suite.name) for suite in suites]
-        shown = " / ".join(_shown(a) for a in averages) if any(averages) else ""
+        shown = " / ".join(shown_average(a) for a in averages) if any(averages) else ""
         branch = _branch(variants, at)
         lines.append("  ".join(filter(None, (branch + variant.name, shown, variant.change or ""))))
     return "".join(f"{line}\n" for line in lines)

@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
-def collection_of(result: Result, task: Task, data: Path) -> Collection:
-    """The collection that a result was made of, loaded again.
+def source_of(result: Result, task: Task, data: Path) -> Collection:
+    """What the task loaded for a result, before it was cut and checked.
 
-    Raises DataMissing, DataInvalid where the data below `data` are others than then, and
-    HarnessError where items were left out of it.
+    Raises DataMissing, and DataInvalid where the data below `data` are others than then.
     """
     chosen = {f.name: result.protocol[f.name] for f in fields(Protocol)}
     protocol = Protocol(**{**chosen, "compat": tuple(chosen["compat"])})
@@ -47,12 +46,24 @@ def collection_of(result: Result, task: Task, data: Path) -> Collection:
         raise DataInvalid(
             f"{task.name}: {changed[0]} is not what the result was made of: name its data with --data"
         )
+    return task.load(data, protocol)
+
+
+def searched(source: Collection, result: Result) -> Collection:
+    """The collection as it was searched, but for the items that a result left out."""
+    limit = result.protocol["limit"]
+    return checked(source if limit is None else source.limited(limit))[0]
+
+
+def collection_of(result: Result, task: Task, data: Path) -> Collection:
+    """The collection that a result was made of, loaded again.
+
+    Raises DataMissing, DataInvalid where the data below `data` are others than then, and
+    HarnessError where items were left out of it.
+    """
     if any(count for name, count in result.counts.items() if name.startswith("left_out_")):
         raise HarnessError(f"{task.name}: the result left out items that cannot be read (--skip-broken)")
-    collection = task.load(data, protocol)
-    if protocol.limit is not None:
-        collection = collection.limited(protocol.limit)
-    return checked(collection)[0]
+    return searched(source_of(result, task, data), result)
 
 
 def trec(stored: Stored, task: Task, data: Path, folder: Path) -> tuple[Path, Path]:

@@ -5,25 +5,25 @@ Nothing is encoded: the run, the outcome of every query and the task's own data 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Collection as Ids
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from harness.collection import Collection, Pool, checked
+from harness.collection import Collection, Pool
 from harness.content import Candidate, Query, modality
-from harness.digest import Digests
-from harness.errors import DataInvalid, HarnessError
-from harness.evaluate import EvalOptions, require_data, task_files
+from harness.errors import HarnessError
+from harness.exports import searched, source_of
 from harness.likeness import near_duplicates
 from harness.metrics import Metric
-from harness.result import Result, result_path
+from harness.outcomes import SUFFIX
+from harness.result import Result, Stored
 from harness.run import Float32, Run
-from harness.task import Protocol, Task
+from harness.selection import matching
+from harness.task import Task
 
 Reason = Literal["tie", "wrong modality", "wrong data set", "near-duplicate", "other"]
 Change = Literal["fixed", "broken", "both wrong"]
@@ -96,59 +96,44 @@ class Report:
 
 
 def inspect(
-    task: Task,
-    models: Sequence[str],
-    folders: Sequence[Path],
-    *,
-    data: Path,
-    cache: Path,
-    worst: int = 50,
+    task: Task, models: Sequence[str], stored: Iterable[Stored], *, data: Path, worst: int = 50
 ) -> Report:
     """The worst queries of a model on a task; of two, the worst of each change from one to the other.
 
     A query is wrong where its headline is below 1. From the first model to the second it is fixed
     where the headline rises, broken where it falls, both wrong where it stays below 1. Worst is the
-    lowest headline, then the relevant candidate that stands deepest.
-    Raises HarnessError where there is no result with a run, or two are not comparable, and
+    lowest headline, then the relevant candidate that stands deepest. A model may be MODEL@IDENTITY;
+    of several results of it the newest is taken, a complete one if there is.
+    Raises HarnessError where there is no result with outcomes, or two are not comparable, and
     DataInvalid where the data are not those that the result was made on.
     """
-    results = [_newest(models[0], task.name, folders)]
-    results += [_newest(name, task.name, folders, like=results[0][0]) for name in models[1:]]
-    protocol = _protocol(results[0][0])
-    require_data([task], data, protocol)
-    _require_same_data(task, results[0][0], data, cache, protocol)
-    collection, pool = _load(task, data, protocol)
-    ranked = [_ranked(result, path, collection) for result, path in results]
-    return _report(task, collection, pool, ranked, worst)
+    of_task = [s for s in stored if s.result.task == task.name]
+    chosen = [_newest(of_task, models[0], task.name)]
+    chosen += [_newest(of_task, name, task.name, like=chosen[0].result) for name in models[1:]]
+    source = source_of(chosen[0].result, task, data)
+    collection = searched(source, chosen[0].result)
+    ranked = [_ranked(each, collection) for each in chosen]
+    return _report(task, collection, source.pool, ranked, worst)
 
 
-def _newest(
-    model: str, task: str, folders: Sequence[Path], like: Result | None = None
-) -> tuple[Result, Path]:
-    """The newest result of a model on a task that has a run, a complete one if there is, and its file."""
-    pattern = str(result_path(glob.escape(model), "*", glob.escape(task), "*"))
-    found = [(Result.read(path), path) for folder in folders for path in sorted(folder.glob(pattern))]
-    if not found:
+def _newest(stored: Sequence[Stored], name: str, task: str, like: Result | None = None) -> Stored:
+    """The newest scored result that a name stands for, made on the data of `like`."""
+    if not any(s.result.model == name.partition("@")[0] for s in stored):
         raise HarnessError(
-            f"there is no result of model {model!r} on {task}: run 'harness eval -m {model} -t {task}',"
+            f"there is no result of model {name!r} on {task}: run 'harness eval -m {name} -t {task}',"
             " or name its folder with --runs"
         )
-    with_run = [(r, path) for r, path in found if path.with_suffix(".queries.parquet").exists()]
-    if not with_run:
+    found = matching(stored, name)
+    scored = [s for s in found if s.path.with_suffix(SUFFIX).exists()]
+    if not scored:
         raise HarnessError(
-            f"no result of model {model!r} on {task} has per-query outcomes beside it (status"
-            f" {found[-1][0].status}): evaluate it again with --overwrite-strategy always"
+            f"no result of model {name!r} on {task} has per-query outcomes beside it (status"
+            f" {found[-1].result.status}): evaluate it again with --overwrite-strategy always"
         )
-    alike = [(r, path) for r, path in with_run if like is None or _data(r) == _data(like)]
+    alike = [s for s in scored if like is None or _data(s.result) == _data(like)]
     if not alike:
-        raise HarnessError(
-            f"no result of model {model!r} on {task} was made on the data of the first model's"
-        )
-    return max(alike, key=lambda pair: (pair[0].status == "complete", _started(pair[0])))
-
-
-def _started(result: Result) -> str:
-    return str(result.provenance.get("started", ""))
+        raise HarnessError(f"no result of model {name!r} on {task} was made on the data of the first model's")
+    return max(alike, key=lambda s: (s.result.status == "complete", s.started))
 
 
 def _data(result: Result) -> tuple[object, ...]:
@@ -156,44 +141,12 @@ def _data(result: Result) -> tuple[object, ...]:
     return (protocol.get("version"), protocol.get("split"), protocol.get("limit"), dict(result.files))
 
 
-def _protocol(result: Result) -> Protocol:
-    names = ("split", "profile", "instructions", "seed", "limit", "skip_broken")
-    chosen = {name: result.protocol[name] for name in names}
-    return Protocol(**chosen, compat=tuple(result.protocol["compat"]))
-
-
-def _require_same_data(task: Task, result: Result, data: Path, cache: Path, protocol: Protocol) -> None:
-    options = EvalOptions(data=data, output_dir=data, cache_dir=cache, protocol=protocol)
-    files = task_files(task, options, Digests(cache / "digests.sqlite"))
-    changed = sorted(name for name in {*files, *result.files} if files.get(name) != result.files.get(name))
-    if changed:
-        raise DataInvalid(
-            f"{task.name}: {changed[0]} below {data} is not the file that {result.model} was evaluated on:"
-            " name the right data root with --data, or evaluate again"
-        )
-
-
-def _load(task: Task, data: Path, protocol: Protocol) -> tuple[Collection, Pool]:
-    """The collection as it was searched, and the pool with its parts as the task made it."""
-    collection = task.load(data, protocol)
-    pool = collection.pool
-    if protocol.limit is not None:
-        collection = collection.limited(protocol.limit)
-    return checked(collection)[0], pool
-
-
-def _ranked(result: Result, path: Path, collection: Collection) -> Ranked:
-    import pyarrow.parquet as pq
-
-    run = path.with_suffix(".run.gz")
-    if not run.exists():
-        raise HarnessError(f"{run} is missing: evaluate again with --overwrite-strategy always")
-    if result.headline is None:
-        raise HarnessError(f"{path} holds no score (status {result.status}): there is nothing to inspect")
-    table = pq.read_table(path.with_suffix(".queries.parquet"), columns=["query", result.headline])
-    outcomes = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    places = {query: at for at, query in enumerate(outcomes)}
-    return Ranked(result, Run.read(run).within(list(outcomes), collection.pool), outcomes, places)
+def _ranked(stored: Stored, collection: Collection) -> Ranked:
+    outcomes = stored.outcomes()
+    headline = outcomes.values[stored.result.headline or ""].tolist()
+    places = {query: at for at, query in enumerate(outcomes.queries)}
+    run = stored.run().within(outcomes.queries, collection.pool)
+    return Ranked(stored.result, run, dict(zip(outcomes.queries, headline, strict=True)), places)
 
 
 def _report(task: Task, collection: Collection, pool: Pool, ranked: Sequence[Ranked], worst: int) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from harness.ablations import Variant
+from harness.ablations import Average, Variant
 from harness.failures import Report
 from harness.leaderboard import Leaderboard, Row
 from harness.metrics import Metric
@@ -95,13 +95,15 @@ def ablation_plots(variants: Sequence[Variant], suites: Iterable[str]) -> Iterat
     """A waterfall for each suite and kind of number, over the lineage of the variants."""
     for suite in suites:
         for kind in ("published", "measured"):
-            known: Mapping[str, float] = {
-                v.name: getattr(v, kind)[suite].value for v in variants if suite in getattr(v, kind)
+            known: Mapping[str, Average] = {
+                v.name: getattr(v, kind)[suite] for v in variants if suite in getattr(v, kind)
             }
-            steps = [
-                Step(f"{'  ' * v.depth}{v.name}", known[v.name], known.get(v.parent or ""))
-                for v in variants
-                if v.name in known
-            ]
+            steps = [_step(v, known) for v in variants if v.name in known]
             if any(step.base is not None for step in steps):
                 yield waterfall(f"ablations-{suite}-{kind}", f"Ablations on {suite}, {kind}", steps)
+
+
+def _step(variant: Variant, known: Mapping[str, Average]) -> Step:
+    mine, parent = known[variant.name], known.get(variant.parent or "")
+    name = f"{'  ' * variant.depth}{variant.name}"
+    return Step(name, mine.value, None if parent is None else parent.value, mine.ci95)

@@ -235,11 +235,13 @@ def score_histogram(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A bar of a waterfall: what was changed, the score after it and the one before; shares in [0, 1]."""
+    """A bar of a waterfall: what was changed, the score after it and the one before, and the interval
+    of the difference; shares in [0, 1]."""
 
     label: str
     value: float
     base: float | None
+    ci95: tuple[float, float] | None = None
 
 
 def waterfall(name: str, title: str, steps: Sequence[Step]) -> Plot:
@@ -256,6 +258,9 @@ def waterfall(name: str, title: str, steps: Sequence[Step]) -> Plot:
                 continue
             delta = value - 100 * step.base
             axes.barh(y, delta, left=100 * step.base, color=COLOURS[2 if delta >= 0 else 1])
+            if step.ci95 is not None:
+                ends = [100 * (step.base + end) for end in step.ci95]
+                axes.plot(ends, [y, y], color=INK, linewidth=0.9, marker="|", markersize=5)
             shown = f" {value:.1f} ({delta:+.1f})".replace("-", "−")
             axes.text(max(value, 100 * step.base), y, shown, va="center")
         axes.margins(x=0.2)

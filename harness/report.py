@@ -6,7 +6,7 @@ ablations.*           the same of variants, where any was measured
 plots/*.svg, *.png    the plots
 galleries/*.html      what each model gets wrong, for every task whose data is there
 results/              the results and the outcome of every query, as `harness eval` stored them
-exports/              the same in other tools' formats
+exports/              the same in the forms of MTEB and of model cards; TREC runs and qrels on demand
 provenance.json       identities, protocols, environments and commands
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import __version__
+from harness import __version__, exports
 from harness.ablations import Variant
 from harness.boards import JOINED, ablation_table, document
 from harness.errors import HarnessError, StorageError
@@ -29,10 +29,11 @@ from harness.files import require_writable, storage_error, write_text
 from harness.gallery import gallery
 from harness.leaderboard import Format, Leaderboard, leaderboard, percent
 from harness.model import ModelSpec, RerankerSpec
+from harness.outcomes import SUFFIX
 from harness.page import page
 from harness.plots import Plot
 from harness.published import Reported
-from harness.result import Result
+from harness.result import RUN_SUFFIX, Result, Stored
 from harness.task import Suite, Task
 
 FILES: Mapping[Format, tuple[str, str]] = {
@@ -43,27 +44,23 @@ FILES: Mapping[Format, tuple[str, str]] = {
     "json": (".json", "JSON"),
 }
 """Of each form, the suffix of its file and its name."""
-Export = Callable[[Sequence[tuple[Result, Path]], Path], Sequence[Path]]
-"""From results and the folders that they lie in to the files written below a folder."""
-EXPORTS: tuple[Export, ...] = ()
-"""What writes the folder `exports`, one function for each format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All that a report is made of. `folders` hold results; `worst` 0 makes no galleries."""
+    """All that a report is made of. `worst` 0 makes no galleries; `trec` writes runs, which are large."""
 
     suites: Sequence[Suite]
     tasks: Mapping[str, Task]
     models: Mapping[str, ModelSpec | RerankerSpec]
-    folders: Sequence[Path]
+    stored: Sequence[Stored]
     data: Path
-    cache: Path
     reported: Sequence[Reported] = ()
     variants: Sequence[Variant] = ()
     ablated: Sequence[Suite] = ()
     worst: int = 20
     pictures: bool = True
+    trec: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +72,17 @@ class Link:
     about: str = ""
 
 
-def write_report(
-    sources: Sources, results: Sequence[tuple[Result, Path]], out: Path, tell: Callable[[str], None]
-) -> Path:
-    """Write the whole report; returns its index. `results` come with the folders that they lie in."""
+def write_report(sources: Sources, out: Path, tell: Callable[[str], None]) -> Path:
+    """Write the whole report; returns its index. `tell` hears what could not be made, and why."""
     require_writable(out, "the report's folder")
-    boards = [_board(sources, [suite], results) for suite in sources.suites]
+    boards = [_board(sources, [suite]) for suite in sources.suites]
     if not any(board.rows for board in boards):
         raise HarnessError(
             f"there is nothing to report on {', '.join(s.name for s in sources.suites)}: run 'harness eval'"
         )
     wanted = {name for suite in sources.suites for name in suite.tasks}
-    used = [(r, folder) for r, folder in results if r.task in wanted]
-    tables = _write_boards(sources, boards, results, out)
+    used = [s for s in sources.stored if s.result.task in wanted]
+    tables = _write_boards(sources, boards, out)
     plots = [
         plot
         for suite, board in zip(sources.suites, boards, strict=True)
@@ -100,24 +95,22 @@ def write_report(
     for plot in plots:
         plot.write(out / "plots")
     _copy_results(used, out / "results")
-    exports = [path for export in EXPORTS for path in export(used, out / "exports")]
+    exported = list(_write_exports(sources, used, out / "exports", tell))
     write_text(out / "provenance.json", _json(_provenance(used)))
     index = out / "index.html"
-    write_text(index, _index(sources, boards, tables, plots, galleries, exports, used, out))
+    write_text(index, _index(sources, boards, tables, plots, galleries, exported, used))
     return index
 
 
-def _board(sources: Sources, suites: Sequence[Suite], results: Sequence[tuple[Result, Path]]) -> Leaderboard:
-    found = [result for result, _ in results]
+def _board(sources: Sources, suites: Sequence[Suite]) -> Leaderboard:
+    found = [s.result for s in sources.stored]
     return leaderboard(suites, sources.tasks, found, models=sources.models, reported=sources.reported)
 
 
-def _write_boards(
-    sources: Sources, boards: Sequence[Leaderboard], results: Sequence[tuple[Result, Path]], out: Path
-) -> list[Link]:
+def _write_boards(sources: Sources, boards: Sequence[Leaderboard], out: Path) -> list[Link]:
     links = []
     for form, (suffix, name) in FILES.items():
-        shown = [_board(sources, sources.suites, results)] if form in JOINED else boards
+        shown = [_board(sources, sources.suites)] if form in JOINED else boards
         write_text(out / f"leaderboard{suffix}", document(shown, form))
         links.append(Link(name, f"leaderboard{suffix}"))
         if any(variant.measured for variant in sources.variants):
@@ -128,24 +121,17 @@ def _write_boards(
 
 def _write_galleries(
     sources: Sources,
-    used: Sequence[tuple[Result, Path]],
+    used: Sequence[Stored],
     out: Path,
     tell: Callable[[str], None],
 ) -> Iterator[Link]:
     """A gallery and a plot of its scores for each model and task that has a run and its data; why there
     is none is told."""
-    cells = dict.fromkeys((r.task, r.model) for r, _ in used if r.metrics and not r.check)
+    cells = {(s.result.task, s.result.model) for s in used if s.result.metrics and not s.result.check}
     for task, model in sorted(cells) if sources.worst else ():
         name = f"{task}-{model}".replace("/", "-")
         try:
-            report = inspect(
-                sources.tasks[task],
-                [model],
-                sources.folders,
-                data=sources.data,
-                cache=sources.cache,
-                worst=sources.worst,
-            )
+            report = inspect(sources.tasks[task], [model], used, data=sources.data, worst=sources.worst)
         except StorageError:
             raise
         except HarnessError as error:
@@ -159,11 +145,11 @@ def _write_galleries(
         yield Link(f"{model} on {task}", f"galleries/{name}.html", about)
 
 
-def _copy_results(used: Sequence[tuple[Result, Path]], out: Path) -> None:
-    for result, folder in used:
-        for source in (folder / result.path, (folder / result.path).with_suffix(".queries.parquet")):
+def _copy_results(used: Sequence[Stored], out: Path) -> None:
+    for stored in used:
+        for source in (stored.path, stored.path.with_suffix(SUFFIX)):
             if source.exists():
-                target = out / source.relative_to(folder)
+                target = (out / stored.result.path).with_name(source.name)
                 try:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, target)
@@ -171,23 +157,48 @@ def _copy_results(used: Sequence[tuple[Result, Path]], out: Path) -> None:
                     raise storage_error(target, error) from error
 
 
-def _provenance(used: Sequence[tuple[Result, Path]]) -> dict[str, Any]:
-    return {
-        "harness": __version__,
-        "results": [
-            {
-                "model": r.model,
-                "identity_id": r.identity_id,
-                "identity": r.identity,
-                "task": r.task,
-                "protocol_id": r.protocol_id,
-                "protocol": r.protocol,
-                "status": r.status,
-                "provenance": r.provenance,
-            }
-            for r, _ in used
-        ],
-    }
+def _write_exports(
+    sources: Sources, used: Sequence[Stored], out: Path, tell: Callable[[str], None]
+) -> Iterator[Link]:
+    """Everything for other tools; a link to the first file of each kind. Why one is not there is told."""
+    results = [s.result for s in used]
+    made = exports.mteb(results, out / "mteb")
+    if made:
+        yield Link("MTEB", "exports/mteb/", f"{len(made)} files in the layout of its results repository")
+    models = dict.fromkeys((r.model, r.identity_id) for r in results if r.metrics and not r.check)
+    for model, identity in models:
+        mine = [r for r in results if (r.model, r.identity_id) == (model, identity)]
+        card = Path(*mine[0].path.parts[:2])
+        try:
+            front = exports.model_index(mine, sources.tasks)
+            entries = exports.eval_results(mine, sources.tasks)
+        except HarnessError as error:
+            tell(f"no model card of {model}: {error}")
+            continue
+        for name, text in {"README.md": front, **entries}.items():
+            write_text(out / "cards" / card / name, text)
+        yield Link(f"Model card of {model}", f"exports/cards/{card.as_posix()}/", identity)
+    for stored in used if sources.trec else ():
+        if not stored.path.with_suffix(RUN_SUFFIX).exists():
+            continue
+        try:
+            run, qrels = exports.trec(stored, sources.tasks[stored.result.task], sources.data, out / "trec")
+        except StorageError:
+            raise
+        except HarnessError as error:
+            tell(f"no TREC run of {stored.result.model} on {stored.result.task}: {error}")
+            continue
+        yield Link(
+            f"TREC run of {stored.result.model} on {stored.result.task}",
+            f"exports/{run.relative_to(out).as_posix()}",
+            f"qrels: exports/{qrels.relative_to(out).as_posix()}",
+        )
+
+
+def _provenance(used: Sequence[Stored]) -> dict[str, Any]:
+    kept = ("model", "identity_id", "identity", "task", "protocol_id", "protocol", "status", "provenance")
+    found = [{name: getattr(s.result, name) for name in kept} for s in used]
+    return {"harness": __version__, "results": found}
 
 
 def _json(value: object) -> str:
@@ -200,11 +211,10 @@ def _index(
     tables: Sequence[Link],
     plots: Sequence[Plot],
     galleries: Sequence[Link],
-    exports: Sequence[Path],
-    used: Sequence[tuple[Result, Path]],
-    out: Path,
+    exported: Sequence[Link],
+    used: Sequence[Stored],
 ) -> str:
-    own = [r for r, _ in used if r.metrics]
+    own = [s.result for s in used if s.result.metrics]
     ours = [row for board in boards for row in board.rows if not (row.check or row.sources)]
     labels = list(dict.fromkeys(row.label for row in ours))
     averages = [{row.label: row for row in board.rows if not row.sources} for board in boards]
@@ -220,7 +230,7 @@ def _index(
         tables=tables,
         plots=[(plot, plot.inline()) for plot in plots],
         galleries=galleries,
-        exports=[Link(path.name, path.relative_to(out).as_posix()) for path in exports],
+        exports=exported,
         identities=list({r.identity_id: r for r in own}.values()),
         environments=list(dict.fromkeys(map(_environment, own))),
         commands=list(dict.fromkeys(str(r.provenance.get("command", "")) for r in own)),

@@ -18,7 +18,7 @@ from harness.failures import inspect
 from harness.gallery import gallery
 from harness.likeness import near_duplicates
 from harness.metrics import MAP, Hit
-from harness.result import Result, Score
+from harness.result import Result, Score, read_stored
 from harness.run import Run
 from harness.testing import write_clip, write_picture
 from toys import task as make_task
@@ -64,7 +64,7 @@ def store(folder, task, lists, outcomes, model="m", started="2026-01-01", **more
 
 
 def look(task, folder, *models, **more):
-    return inspect(task, models or ["m"], [folder], data=folder, cache=folder / "cache", **more)
+    return inspect(task, models or ["m"], read_stored(folder), data=folder, **more)
 
 
 def descending(*names):
@@ -173,6 +173,7 @@ def test_the_newest_result_with_a_run_is_taken(tmp_path):
     for identity, day, value in (("old", "2026-01-01", 0.0), ("new", "2026-02-01", 1.0)):
         store(tmp_path, task, {"a": descending("a")}, {"a": value}, started=day, identity_id=identity)
     assert look(task, tmp_path).wrong == 0
+    assert look(task, tmp_path, "m@old").wrong == 1
     store(
         tmp_path,
         task,
@@ -197,10 +198,10 @@ def test_what_cannot_be_inspected_is_one_clear_line(tmp_path):
     store(tmp_path, task, {"a": descending("a")}, {"a": 0.0}, model="n", files={"x": "other"})
     with pytest.raises(HarnessError, match="was made on the data of the first model's"):
         look(task, tmp_path, "m", "n")
-    with pytest.raises(DataInvalid, match=r"x below .* is not the file that n was evaluated on"):
+    with pytest.raises(DataInvalid, match="toys/t: x is not what the result was made of"):
         look(task, tmp_path, "n")
     path.with_suffix(".run.gz").unlink()
-    with pytest.raises(HarnessError, match=r"run\.gz is missing: evaluate again"):
+    with pytest.raises(HarnessError, match=r"run\.gz is missing: copy it"):
         look(task, tmp_path)
     path.with_suffix(".queries.parquet").unlink()
     with pytest.raises(HarnessError, match="no result of model 'm' on toys/t has per-query outcomes"):

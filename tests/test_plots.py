@@ -83,6 +83,9 @@ def test_a_step_of_the_waterfall_goes_from_what_it_varies_to_its_own_score():
     (bar,) = axes.patches
     assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx((63.2, 61.7))
     assert axes.texts[1].get_text().strip() == "61.7 (−1.5)"
+    measured = waterfall("w", "W", [Step("a", 0.5, None), Step("b", 0.4, 0.5, (-0.15, -0.05))])
+    whisker = drawn(measured).lines[-1]
+    assert list(whisker.get_xdata()) == pytest.approx([35, 45])
 
 
 def plots(board):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from test_boards import Page
 def report(cli):
     """A report on two of the demo's problems."""
     cli("eval", "-q", "-m", "random", "-t", "demo/composed,demo/right-caption")
-    code, _, err = cli("report", "-s", "demo", "--out", "out", "--worst", 2)
+    code, _, err = cli("report", "-s", "demo", "--out", "out", "--worst", 2, "--trec")
     assert code == 0, err
     return Path("out"), err
 
@@ -46,6 +47,22 @@ def test_provenance_and_the_results_themselves_come_along(report):
     copied = sorted(p.suffixes[-1] for p in (out / "results").rglob("*.*"))
     assert copied == [".json", ".json", ".parquet", ".parquet"]
     assert "harness eval -q -m random" in (out / "index.html").read_text()
+
+
+def test_exports_for_other_tools_lie_in_a_folder_that_the_index_names(report):
+    out, _ = report
+    names = {p.name for p in (out / "exports").rglob("*") if p.is_file()}
+    assert {"demo__composed.json", "model_meta.json", "README.md"} <= names
+    (card,) = (out / "exports/cards/random").iterdir()
+    assert "model-index" in (card / "README.md").read_text()
+    assert (
+        len(list((out / "exports/trec").rglob("*.run")))
+        == len(list((out / "exports/trec").rglob("*.qrels")))
+        == 2
+    )
+    index = (out / "index.html").read_text()
+    for path in re.findall(r"<code>(exports/[^<]*)</code>", index):
+        assert (out / path).exists()
 
 
 def test_a_task_whose_data_changed_is_told_and_left_out(cli, monkeypatch):

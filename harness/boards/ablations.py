@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.ablations import Average, Variant, render
-from harness.leaderboard import GAP, Format, percent
+from harness.ablations import Average, Variant, render, shown_average
+from harness.leaderboard import Format
 from harness.page import page
 from harness.task import Suite
 
 from . import latex
 
 TITLE = "Ablations"
-NOTE = "In brackets: the difference from the model that it varies, in points."
+NOTE = (
+    "In brackets: the difference from the model that it varies, in points; measured ones with the 95 %"
+    " interval of a bootstrap over the queries of both."
+)
 
 
 def ablation_table(variants: Sequence[Variant], suites: Sequence[Suite], form: Format) -> str:
@@ -52,12 +55,4 @@ def _titles(variants: Sequence[Variant], suites: Sequence[Suite]) -> list[str]:
 
 def _cells(variant: Variant, variants: Sequence[Variant], suites: Sequence[Suite]) -> list[str]:
     averages: list[Mapping[str, Average]] = [getattr(variant, kind) for kind in _kinds(variants)]
-    return [_shown(found.get(suite.name)) for found in averages for suite in suites]
-
-
-def _shown(average: Average | None) -> str:
-    if average is None:
-        return GAP
-    if average.delta is None:
-        return percent(average.value)
-    return f"{percent(average.value)} ({100 * average.delta:+.1f})".replace("-", "−")
+    return [shown_average(found.get(suite.name)).replace("-", "−") for found in averages for suite in suites]

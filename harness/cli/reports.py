@@ -12,7 +12,6 @@ from harness.errors import HarnessError
 from .app import app
 from .shared import (
     DEFAULT_RUNS,
-    CacheDir,
     Data,
     LowestGrade,
     ModelName,
@@ -20,7 +19,7 @@ from .shared import (
     SuiteNames,
     installed,
     say,
-    stored_results,
+    stored,
     words,
 )
 
@@ -42,7 +41,6 @@ def inspect(
     worst: Worst = 50,
     runs: Runs = None,
     data: Data = Path("data"),
-    cache_dir: CacheDir = None,
     no_images: NoImages = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="The page to write; default: gallery-MODEL-TASK.html.")
@@ -53,7 +51,6 @@ def inspect(
     It is made of stored runs and the task's data; nothing is encoded.
     """
     from harness.failures import inspect as find
-    from harness.files import cache_dir as default_cache
     from harness.files import write_text
     from harness.gallery import gallery
 
@@ -62,9 +59,7 @@ def inspect(
         raise HarnessError(f"{task!r} names {len(tasks)} tasks, such as {tasks[0].name}: choose one")
     chosen = tasks[0]
     models = [model, *([vs] if vs else [])]
-    report = find(
-        chosen, models, runs or [DEFAULT_RUNS], data=data, cache=cache_dir or default_cache(), worst=worst
-    )
+    report = find(chosen, models, stored(runs or [DEFAULT_RUNS]), data=data, worst=worst)
     path = out or Path(f"gallery-{'-'.join([*models, chosen.name]).replace('/', '-')}.html")
     write_text(path, gallery(report, pictures=not no_images))
     say(
@@ -79,7 +74,6 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("report"),
     runs: Runs = None,
     data: Data = Path("data"),
-    cache_dir: CacheDir = None,
     reported: Annotated[
         bool, typer.Option("--reported", help="Published numbers too, in italics with their source.")
     ] = False,
@@ -88,13 +82,13 @@ def report(
         int, typer.Option("--worst", min=0, help="How many queries each gallery shows; 0: no galleries.")
     ] = 20,
     no_images: NoImages = False,
+    trec: Annotated[bool, typer.Option("--trec", help="TREC runs and qrels too; they are large.")] = False,
 ) -> None:
     """Write a folder to publish: leaderboards in every format, plots, galleries and provenance.
 
     Galleries are made for the tasks whose data is there. Open index.html in a browser.
     """
     from harness.ablations import ablations, averaged
-    from harness.files import cache_dir as default_cache
     from harness.published import select
     from harness.report import Sources, write_report
 
@@ -103,22 +97,21 @@ def report(
     if not names:
         raise HarnessError("nothing to report on: name suites with --suite")
     suites = [catalog.suite(name) for name in names]
-    folders = runs or [DEFAULT_RUNS]
-    results = [(result, folder) for folder in folders for result in stored_results([folder])]
+    found = stored(runs or [DEFAULT_RUNS])
     published = catalog.reported()
     ablated = averaged(catalog.suites, published)
     sources = Sources(
         suites=suites,
         tasks=catalog.tasks,
         models={**catalog.models, **catalog.rerankers},
-        folders=folders,
+        stored=found,
         data=data,
-        cache=cache_dir or default_cache(),
         reported=select(published, lowest=grade) if reported else (),
-        variants=ablations(catalog.models, ablated, catalog.tasks, [r for r, _ in results], published),
+        variants=ablations(catalog.models, ablated, catalog.tasks, found, published),
         ablated=ablated,
         worst=worst,
         pictures=not no_images,
+        trec=trec,
     )
-    index = write_report(sources, results, out, say)
+    index = write_report(sources, out, say)
     say(f"{index}: open it in a browser, or publish the folder {out}")
