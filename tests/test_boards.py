@@ -189,8 +189,16 @@ def test_latex_groups_columns_and_marks_as_the_papers_do():
     assert r"Theirs\textsuperscript{1} &  & \textbf{\textit{90.0}}" in text
     for word in ("table*", "tabular"):
         assert text.count(rf"\begin{{{word}}}") == text.count(rf"\end{{{word}}}") == 1
+    assert text.endswith("\\end{table*}\n% m: COCO: its paper; CUB: its card.\n")
+    assert "rotatebox" not in text
     body = text[text.index(r"\toprule") :]
     assert re.findall(r"\\(?:top|mid|bottom)rule\b", body) == [r"\toprule", r"\midrule", r"\bottomrule"]
+
+
+def test_latex_turns_the_titles_of_many_columns():
+    many = dataclasses.replace(SUITE, columns=SUITE.columns * 4)
+    text = render(leaderboard([many], TASKS, full("m", 0.1, 0.2, 0.3)), "latex")
+    assert r"Model & \rotatebox{70}{X R@1} & \rotatebox{70}{Y R@1}" in text
 
 
 def test_latex_escapes_whatever_a_name_holds():

@@ -17,7 +17,7 @@ from harness.published import Reported
 from harness.reproduce import against
 from harness.result import Result, Score
 
-from .table import Place, Shown, averages, blocks, numbers, shown, sources
+from .table import Place, Shown, averages, blocks, evidence, numbers, shown, sources
 
 MARKS = {"trained": "t", "held out": "h"}
 SIZES = ((1e9, "below 1B"), (4e9, "1B to 4B"), (10e9, "4B to 10B"), (float("inf"), "10B and more"))
@@ -117,8 +117,7 @@ def page(boards: Sequence[Leaderboard]) -> str:
 
 def _table(board: Leaderboard, lines: Explanations) -> Table:
     known = sources(board)
-    names = tuple(f"{row.plugin or row.model}: " for row in board.rows)
-    evidence = tuple(note for note in board.notes if note.startswith(names))
+    aside = evidence(board)
     rows = []
     for block, members in blocks(board):
         cells = shown(members, board.statuses)
@@ -132,8 +131,8 @@ def _table(board: Leaderboard, lines: Explanations) -> Table:
         averages=tuple(averages(board)),
         columns=tuple((h.group, h.title, h.metric) for h in board.headings),
         rows=tuple(rows),
-        notes=tuple(note for note in board.notes if note not in evidence),
-        evidence=evidence,
+        notes=tuple(note for note in board.notes if note not in aside),
+        evidence=tuple(aside),
         sources=tuple(known),
     )
 

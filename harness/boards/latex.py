@@ -10,8 +10,10 @@ from itertools import groupby
 from harness.exposure import Status
 from harness.leaderboard import GAP, Leaderboard, Row
 
-from .table import Shown, averages, blocks, numbers, shown, sources
+from .table import Shown, averages, blocks, evidence, numbers, shown, sources
 
+NARROW = 10
+"""Tables of more columns than this have their titles turned."""
 HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."
 EXPOSED: dict[Status | None, str] = {"trained": r"\textsuperscript{t}", "held out": r"\textsuperscript{h}"}
 SIGNS = {
@@ -68,7 +70,10 @@ def _sign(sign: str) -> str:
 
 
 def table(board: Leaderboard) -> str:
-    """A floating table: groups over columns, best bold, second underlined, published rows in italics."""
+    """A floating table: groups over columns, best bold, second underlined, published rows in italics.
+
+    What single models were trained on follows as comments.
+    """
     known = sources(board)
     parts = blocks(board)
     sized = any(row.size for row in board.rows)
@@ -91,15 +96,19 @@ def table(board: Leaderboard) -> str:
             )
             for row, cells in zip(rows, shown(rows, board.statuses), strict=True)
         ]
+    aside = evidence(board)
     notes = [
-        *map(escape, board.notes),
+        *(escape(note) for note in board.notes if note not in aside),
         *(rf"\textsuperscript{{{i}}} {escape(source)}" for i, source in enumerate(known, 1)),
     ]
     label = re.sub(r"[^a-z0-9]+", "-", board.title.lower()).strip("-")
-    head = [*_over(groups), _line(map(escape, titles))]
-    return floating(
-        head, body, notes, caption=board.title, label=label, columns="l" + "r" * (len(titles) - 1)
-    )
+    under = [escape(title) for title in titles]
+    if len(titles) > NARROW:
+        under[len(lead) :] = [rf"\rotatebox{{70}}{{{title}}}" for title in under[len(lead) :]]
+    columns = "l" + "r" * (len(titles) - 1)
+    head = [*_over(groups), _line(under)]
+    made = floating(head, body, notes, caption=board.title, label=label, columns=columns)
+    return made + "".join(f"% {' '.join(note.split())}\n" for note in aside)
 
 
 def floating(
@@ -113,6 +122,7 @@ def floating(
             r"\centering",
             rf"\caption{{{escape(caption)}}}",
             rf"\label{{tab:{label}}}",
+            r"\footnotesize\setlength{\tabcolsep}{3pt}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -121,7 +131,7 @@ def floating(
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            *(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {note}}}" for note in notes),
+            *(rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {note}}}" for note in notes),
             r"\end{table*}",
             "",
         ]

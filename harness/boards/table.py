@@ -40,6 +40,12 @@ def sources(board: Leaderboard) -> list[str]:
     return list(dict.fromkeys(source for row in board.rows for source in row.sources))
 
 
+def evidence(board: Leaderboard) -> list[str]:
+    """The notes on what single models were trained on: long, and for whoever asks."""
+    names = tuple(f"{row.plugin or row.model}: " for row in board.rows)
+    return [note for note in board.notes if note.startswith(names)]
+
+
 def numbers(row: Row, known: Sequence[str]) -> list[int]:
     """The numbers of a row's sources, from 1."""
     return [known.index(source) + 1 for source in row.sources]
