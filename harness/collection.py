@@ -102,6 +102,20 @@ class Pool:
         return self if len(rows) == len(self) else Pool(self.name, Subset(self.sequence, rows))
 
 
+def union(name: str, pools: Sequence[Pool]) -> Pool:
+    """The pools one after another as one; of candidates with equal id and content the first stays.
+
+    Raises DataInvalid where one id has two contents.
+    """
+    repeats = np.array(_repeats(Pool(name, tuple(pools))), np.int64)
+    starts = np.cumsum([0, *map(len, pools)])
+    kept = (
+        pool.subset(np.setdiff1d(np.arange(len(pool)), repeats - start))
+        for pool, start in zip(pools, starts, strict=False)
+    )
+    return Pool(name, tuple(kept))
+
+
 def _ids(candidates: Sequence[Candidate]) -> Sequence[str]:
     if isinstance(candidates, Chain):
         return Chain(tuple(map(_ids, candidates.parts)))

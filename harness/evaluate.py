@@ -48,11 +48,13 @@ from harness.rerank import DEPTH, GRID, Fusion, fuse, pair_scores, places
 from harness.rerank import SCORES as PAIR_DTYPE
 from harness.result import RUN_SUFFIX, Result, Score, Status, Stored, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
+from harness.search import TORCH
 from harness.statistics import mean_ci
 from harness.store import DTYPE, Store
 from harness.task import Protocol, Task, missing
 from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 
+Things = Sequence[Query | Candidate]
 Overwrite = Literal["always", "never", "only-missing", "only-cache"]
 OVERWRITE: tuple[Overwrite, ...] = ("always", "never", "only-missing", "only-cache")
 INSTRUCTIONS = ("1", "2", "3", "4")
@@ -88,9 +90,14 @@ class Outcome:
 class Opened:
     """A model as one evaluation sees it."""
 
-    spec: ModelSpec
+    name: str
     frontend: Frontend
     identity: Mapping[str, str]
+    check: bool = False
+
+    @classmethod
+    def of(cls, name: str, frontend: Frontend, *, check: bool = False) -> Opened:
+        return cls(name, frontend, full_identity(name, frontend, {"store_dtype": DTYPE}), check)
 
     @property
     def id(self) -> str:
@@ -180,7 +187,7 @@ def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection
         raise HarnessError(f"model {spec.name!r} is a check: it is built for one loaded task at a time")
     else:
         frontend = spec.check(collection)
-    return Opened(spec, frontend, full_identity(spec.name, frontend, {"store_dtype": DTYPE}))
+    return Opened.of(spec.name, frontend, check=spec.check is not None)
 
 
 def open_reranker(spec: RerankerSpec, given: Mapping[str, str], fusion: Fusion) -> Reranking:
@@ -315,7 +322,7 @@ def _evaluate_reranked(
 ) -> Outcome:
     """The stored run of a plain result, re-ranked."""
     options, fusion = session.options, reranking.fusion
-    name = f"{opened.spec.name}+{reranking.spec.name}"
+    name = f"{opened.name}+{reranking.spec.name}"
     identity = {"model": name, "retriever": opened.id, "reranker": reranking.id, **fusion.identity}
     result = replace(
         plain,
@@ -383,7 +390,7 @@ def _retrieved(session: Session, opened: Opened, task: Task, plain: Result) -> t
         return None
     collection, _ = _load(task, session.options)
     if session.options.protocol.skip_broken:
-        queries, pool, _ = _encode(session, opened, task, collection)
+        queries, pool, _ = _encode(session, opened, task.name, collection)
         if queries.broken or pool.broken:
             collection, *_ = _leave_out(collection, queries, pool)
     path = (session.options.output_dir / plain.path).with_suffix(".run.gz")
@@ -519,9 +526,8 @@ def _measure(
     seconds: dict[str, float],
 ) -> tuple[Result, Run | None, Outcomes | None]:
     options = session.options
-    name = opened.spec.name
     result = Result(
-        model=name,
+        model=opened.name,
         identity=opened.identity,
         identity_id=opened.id,
         task=task.name,
@@ -529,20 +535,20 @@ def _measure(
         protocol_id="",
         status=_status(collection, options.protocol),
         counts=counts,
-        check=opened.spec.check is not None,
+        check=opened.check,
     )
     lacking = _lacking(collection, opened.frontend.modalities)
     if lacking:
-        reason = f"{name} does not take {' or '.join(lacking)} items"
+        reason = f"{opened.name} does not take {' or '.join(lacking)} items"
         return replace(result, status="unsupported", notes=(reason,)), None, None
     wires: list[Check] = []
 
     def watch(items: Sequence[Item], keyed: Keyed, who: str) -> None:
-        if opened.spec.check is None:
+        if not opened.check:
             _trip(wires, _first_vectors(session.store(opened), items, keyed, who), task, job.tell)
 
     try:
-        queries, pool, stats = _encode(session, opened, task, collection, watch)
+        queries, pool, stats = _encode(session, opened, task.name, collection, watch)
     except Unsupported as error:
         return replace(result, status="unsupported", notes=(str(error),)), None, None
     seconds |= stats.seconds
@@ -557,18 +563,11 @@ def _measure(
             "left_out_candidates": counts["candidates"] - len(pool.keys),
         }
     clock = time.perf_counter()
-    store = session.store(opened)
-    request, grades = _request(collection, task, store.rows(queries.keys), store.rows(pool.keys), options)
-    found = job.searcher.search(request)
+    depth = max([DEPTH, *(m.k or 1 for m in task.metrics)])
+    retrieved = retrieve(session, opened, collection, queries, pool, depth, job.searcher)
+    run, found, request, grades = retrieved.run, retrieved.found, retrieved.request, retrieved.grades
     seconds["search"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    run = Run(
-        [q.id for q in collection.queries],
-        collection.pool.ids,
-        collection.pool.name,
-        found.rows,
-        found.scores,
-    )
     outcomes: Outcomes | None = None
     if collection.qrels is not None:
         scored = _score(task, collection, request.positives, grades, found)
@@ -626,7 +625,7 @@ class _Items(Sequence[Item]):
     """Queries or candidates as a model sees them; one that reads no instruction is shown none, so
     that it never encodes one content twice."""
 
-    things: Sequence[Query | Candidate]
+    things: Things
     instructed: bool
 
     def __len__(self) -> int:
@@ -642,11 +641,14 @@ class _Items(Sequence[Item]):
         return item(thing, instructed=self.instructed)
 
 
-def _segments(collection: Collection, frontend: Frontend) -> list[_Items]:
-    """The queries, and each leaf of the pool: what is looked up and encoded at a time."""
+def _segments(parts: Iterable[Things], frontend: Frontend) -> list[_Items]:
     instructed = getattr(frontend, "reads_instructions", True)
-    parts: tuple[Sequence[Query | Candidate], ...] = (collection.queries, *collection.pool.leaves())
     return [_Items(things, instructed) for things in parts]
+
+
+def _parts(collection: Collection) -> list[Things]:
+    """The queries, and each leaf of the pool: what is looked up and encoded at a time."""
+    return [collection.queries, *collection.pool.leaves()]
 
 
 def _lacking(collection: Collection, modalities: Iterable[str]) -> list[str]:
@@ -662,27 +664,48 @@ def _modalities(collection: Collection) -> set[str]:
     return found
 
 
+Watch = Callable[[Sequence[Item], Keyed, str], None]
+"""What looks at items as soon as they are encoded: the items, their keys, and what they are called."""
+
+
+def _unwatched(items: Sequence[Item], keyed: Keyed, who: str) -> None:
+    """Nobody looks."""
+
+
 def _encode(
-    session: Session,
-    opened: Opened,
-    task: Task,
-    collection: Collection,
-    watch: Callable[[Sequence[Item], Keyed, str], None] = lambda items, keyed, who: None,
+    session: Session, opened: Opened, title: str, collection: Collection, watch: Watch = _unwatched
 ) -> tuple[Keyed, Keyed, Stats]:
     """The keys of queries and pool, all embedded but for the broken ones.
 
     `watch` sees the queries before any candidate is encoded, and the first part of the pool.
     """
+    (queries, *leaves), stats = embed(session, opened, _parts(collection), title=title, watch=watch)
+    return queries, joined(leaves), stats
+
+
+def embed(
+    session: Session,
+    opened: Opened,
+    parts: Sequence[Things],
+    *,
+    title: str,
+    watch: Watch = _unwatched,
+) -> tuple[list[Keyed], Stats]:
+    """The keys of queries and candidates, all embedded but for the broken ones.
+
+    `watch` sees the first two parts, each before the next one is encoded. Raises DataInvalid for broken
+    ones, unless the protocol leaves them out.
+    """
     total = Stats()
     clock = time.perf_counter()
-    segments = _segments(collection, opened.frontend)
+    segments = _segments(parts, opened.frontend)
     keyed = [session.keyed(items) for items in segments]
     skip_broken = session.options.protocol.skip_broken
     _refuse_broken(keyed, skip_broken)
     total.spend("look_up", clock)
     done = []
     for number, (items, known) in enumerate(zip(segments, keyed, strict=True)):
-        who = "candidates" if number else "queries"
+        who = "queries" if len(items) and items[0].role == "query" else "candidates"
         encoded, stats = encode(
             items,
             known,
@@ -690,15 +713,15 @@ def _encode(
             lambda: session.embedder(opened),
             session.store(opened),
             session.options.engine,
-            title=f"{task.name} {who}",
-            check=opened.spec.check is not None,
+            title=f"{title} {who}",
+            check=opened.check,
         )
         total.add(stats)
         done.append(encoded)
         if number < 2:
             watch(items, encoded, who)
     _refuse_broken(done, skip_broken)
-    return done[0], _joined(done[1:]), total
+    return done, total
 
 
 def _refuse_broken(keyed: Sequence[Keyed], skip_broken: bool) -> None:
@@ -707,7 +730,8 @@ def _refuse_broken(keyed: Sequence[Keyed], skip_broken: bool) -> None:
         raise broken_items(reasons)
 
 
-def _joined(parts: Sequence[Keyed]) -> Keyed:
+def joined(parts: Sequence[Keyed]) -> Keyed:
+    """The keys of all parts, one after another."""
     broken: dict[int, str] = {}
     offset = 0
     for part in parts:
@@ -740,8 +764,38 @@ def _leave_out(
     return left, Keyed(queries.keys[asked], {}), Keyed(sound, {}), notes
 
 
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A search of a collection: its run, and where the positives stand."""
+
+    run: Run
+    found: Found
+    request: SearchRequest
+    grades: np.ndarray[Any, np.dtype[np.int64]]
+    """Of the request's positives."""
+
+
+def retrieve(
+    session: Session,
+    opened: Opened,
+    collection: Collection,
+    queries: Keyed,
+    pool: Keyed,
+    depth: int,
+    searcher: Searcher = TORCH,
+) -> Retrieved:
+    """Search the pool for the best `depth` candidates of each query: keys are what `embed` gave."""
+    store = session.store(opened)
+    rows = store.rows(queries.keys), store.rows(pool.keys)
+    request, grades = _request(collection, depth, *rows, session.options)
+    found = searcher.search(request)
+    ids = [q.id for q in collection.queries]
+    run = Run(ids, collection.pool.ids, collection.pool.name, found.rows, found.scores)
+    return Retrieved(run, found, request, grades)
+
+
 def _request(
-    collection: Collection, task: Task, queries: Any, pool: Any, options: EvalOptions
+    collection: Collection, depth: int, queries: Any, pool: Any, options: EvalOptions
 ) -> tuple[SearchRequest, np.ndarray[Any, np.dtype[np.int64]]]:
     """The collection in rows: positives outside the pool are -1; the grades go alongside."""
     ids = [q.id for q in collection.queries]
@@ -757,7 +811,7 @@ def _request(
     request = SearchRequest(
         queries=queries,
         pool=pool,
-        k=min(len(collection.pool), max([DEPTH, *(m.k or 1 for m in task.metrics)])),
+        k=min(len(collection.pool), depth),
         positives=Ragged.of([[row.get(c, -1) for c in p] for p in positives]),
         scope=ragged(collection.scope, range(len(collection.pool))),
         exclude=ragged(collection.exclude, ()),
@@ -891,7 +945,7 @@ def plan(
         opened = shared or open_model(spec, {}, collection)
         path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
         lacking = _modalities(collection) - set(opened.frontend.modalities)
-        segments = [] if lacking else _segments(collection, opened.frontend)
+        segments = [] if lacking else _segments(_parts(collection), opened.frontend)
         store = session.store(opened)
         todo = [Subset(items, missing_rows(session.keyed(items), store)) for items in segments]
         tokens = sum(max(1, opened.frontend.cost(i)) for part in todo for i in part)

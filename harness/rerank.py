@@ -7,7 +7,7 @@ run 0.71 a, 0.70 b, 0.52 c   scores of the reranker at depth 2: a 0.2, b 0.9   w
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,6 +71,21 @@ class Fusion:
         weights = f"tuned on {self.tuned_on}" if self.tuned_on else _rule(self.weights)
         fused = {"depth": _rule(self.depths), "fusion_weight": weights}
         return {**fused, "oracle": "true"} if self.oracle else fused
+
+
+def by_task(
+    what: str, published: Mapping[str, N], given: Iterable[str], read: Callable[[str], N]
+) -> dict[str, N]:
+    """The published settings by task glob, and what is given after them, such as 0.1 or circo/*=0.5, where
+    it wins. Raises HarnessError."""
+    rule = {}
+    for text in given:
+        tasks, equals, value = text.rpartition("=")
+        try:
+            rule[tasks if equals else "*"] = read(value)
+        except ValueError:
+            raise HarnessError(f"{what} {text!r} is not a number, nor TASKS=NUMBER") from None
+    return {**{glob: value for glob, value in published.items() if glob not in rule}, **rule}
 
 
 def _last(rule: Mapping[str, N], task: str, otherwise: N) -> N:

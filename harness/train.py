@@ -33,7 +33,7 @@ from harness.evaluate import git_state
 from harness.files import require_writable, storage_error, write_text
 from harness.model import library_versions
 from harness.ranks import Ranks
-from harness.recipe import Recipe, Stage, StageRun
+from harness.recipe import MODEL, Recipe, Stage, StageRun
 from harness.records import as_record, read_json
 from harness.task import Need, Protocol, Task, missing
 
@@ -217,6 +217,16 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
             f" {folder} was copied, renamed or edited; delete it, to make it again"
         )
     return {"made_of": dict(made_of.fields), "outputs": dict(outputs.fields)}
+
+
+def lineage(folder: Path) -> Iterator[str]:
+    """The names of the artefacts that a stage's checkpoint came of, one of the other, its own first."""
+    while True:
+        yield folder.name
+        manifest = _manifest(folder)
+        if manifest is None or MODEL not in manifest["made_of"]["needs"]:
+            return
+        folder = folder.with_name(manifest["made_of"]["needs"][MODEL])
 
 
 def _require_as_made(each: Planned, digests: Digests) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from harness.task import Suite, Task
 
 
-Number = TypeVar("Number", int, float)
 INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
 
 
@@ -226,7 +225,7 @@ def _reranking(
             raise HarnessError("--rerank-arg, --depth, --fusion-weight and --oracle need --rerank NAME")
         return None
     from harness.evaluate import open_reranker
-    from harness.rerank import Fusion
+    from harness.rerank import Fusion, by_task
 
     spec = catalog.reranker(name)
     weights = words(weight)
@@ -236,26 +235,12 @@ def _reranking(
     if oracle and not tuned:
         raise HarnessError("--oracle goes with --fusion-weight tune:SPLIT")
     fusion = Fusion(
-        _by_task("--depth", spec.depths, words(depth), int),
-        _by_task("--fusion-weight", spec.weights, [] if tuned else weights, float),
+        by_task("--depth", spec.depths, words(depth), int),
+        by_task("--fusion-weight", spec.weights, [] if tuned else weights, float),
         tuned[0] if tuned else None,
         oracle,
     )
     return open_reranker(spec, options_of(given, "--rerank-arg"), fusion)
-
-
-def _by_task(
-    flag: str, published: Mapping[str, Number], given: Sequence[str], read: Callable[[str], Number]
-) -> dict[str, Number]:
-    """The published settings by task glob, and what is given after them, where it wins."""
-    rule = {}
-    for text in given:
-        tasks, equals, value = text.rpartition("=")
-        try:
-            rule[tasks if equals else "*"] = read(value)
-        except ValueError:
-            raise HarnessError(f"{flag} {text!r} is not a number, nor TASKS=NUMBER") from None
-    return {**{glob: value for glob, value in published.items() if glob not in rule}, **rule}
 
 
 def _chosen(catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str] | None) -> list[Task]:

@@ -9,7 +9,7 @@ seen, on any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harness.collection import checked
+from harness.collection import Collection, checked
 from harness.content import Candidate, Item, Query, item
 from harness.errors import DataInvalid
 from harness.recipe import Use
@@ -52,11 +52,18 @@ class Lesson:
     """Rows of `queries` in the order of the file, repeats and all."""
     wordings: tuple[str, ...]
     left_out: int
+    outside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Query id → its positives that are not in the pool."""
 
     @classmethod
     def load(cls, task: Task, data: Path, protocol: Protocol) -> Lesson:
         """Raises DataInvalid for a task without a truth, or where no query has a positive in the pool."""
         collection, _ = checked(task.load(data, protocol))
+        return cls.of(task, collection, data, protocol)
+
+    @classmethod
+    def of(cls, task: Task, collection: Collection, data: Path, protocol: Protocol) -> Lesson:
+        """What `load` makes of the task's collection."""
         if collection.qrels is None:
             raise DataInvalid(f"the truth of {task.name} is hidden: nothing can be trained on it")
         wanted = {c for query in collection.queries for c in collection.positives(query.id)}
@@ -77,7 +84,25 @@ class Lesson:
             visits=np.array([place[name] for name in order if name in place], np.int32),
             wordings=task.wordings(data, protocol) if task.wordings is not None else (),
             left_out=len(found) - len(kept),
+            outside={
+                query.id: ids
+                for query in queries
+                if (ids := tuple(c for c in collection.positives(query.id) if c not in row))
+            },
         )
+
+    def labelled(self, at: int) -> set[str]:
+        """The ids of all positives of the query of row `at`, in the pool or not."""
+        inside = (self.candidate_ids[row] for row in self.positives[at].tolist())
+        return {*inside, *self.outside.get(self.queries[at].id, ())}
+
+    def drawn(self, share: float, seed: int) -> Int64:
+        """Some of the visits, in their order: so many of all, drawn once."""
+        count = len(self.visits)
+        if share == 1:
+            return np.arange(count)
+        some = max(1, int(count * share))
+        return np.sort(np.random.default_rng([seed, 10]).choice(count, some, replace=False))
 
     def visit(self, at: int, random: np.random.Generator) -> Visit:
         """The query of row `at` with one of its positives, and with one of the task's wordings."""
@@ -100,13 +125,7 @@ class Corpus:
     def load(cls, tasks: Sequence[Task], data: Path, protocol: Protocol, *, share: float = 1.0) -> Corpus:
         """`share`: of how many of each task's rows, drawn once, in their order; 0.1 in distillation."""
         lessons = tuple(Lesson.load(task, data, protocol) for task in tasks)
-        rows = []
-        for lesson in lessons:
-            count = len(lesson.visits)
-            some = max(1, int(count * share))
-            drawn = np.random.default_rng([protocol.seed, 10]).choice(count, some, replace=False)
-            rows.append(np.arange(count) if share == 1 else np.sort(drawn))
-        return cls(lessons, tuple(rows))
+        return cls(lessons, tuple(lesson.drawn(share, protocol.seed) for lesson in lessons))
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))

@@ -47,6 +47,17 @@ def gather_with_gradient(rows: Tensor, *, released: bool = False) -> Tensor:
     return every
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of all ranks' scalars, without gradient."""
+    from torch import distributed
+
+    value = value.detach().clone()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return value
+
+
 def _summed_over_ranks(gradient: Tensor) -> Tensor:
     from torch import distributed
 
