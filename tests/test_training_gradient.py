@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from harness.models.training.gradient import cached_step, gather_with_gradient
+from harness.models.training.gradient import cached_step, gather_with_gradient, mean_over_ranks
 from harness.models.training.losses import distill_kl, infonce, learned_temperature, own_cosines
 
 N, K, WIDTH, DIM, RANKS = 8, 2, 12, 6, 2
@@ -319,6 +319,7 @@ def on_rank(rank: int, folder: str) -> None:
         "chunks": sharded(rank, in_chunks),
         "chunks of DDP": in_chunks_of_ddp(rank),
         "ids": {"ids": ids},
+        "mean": {"mean": mean_over_ranks(torch.tensor(3.0 + rank))},
     }
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -367,3 +368,9 @@ def test_the_released_gather_gives_a_share_of_the_gradient_but_the_whole_of_the_
 def test_rows_come_in_the_order_of_the_ranks_numbers_without_gradient_and_transposed_too(ranks):
     for rank in ranks:
         assert rank["ids"]["ids"].tolist() == [[0, -1], [1, -1], [10, -1], [11, -1]]
+
+
+def test_every_rank_has_the_mean_of_all_ranks_scalars(ranks):
+    """(3 + 4) / 2; alone it is one's own."""
+    assert [float(found["mean"]["mean"]) for found in ranks] == [3.5, 3.5]
+    assert float(mean_over_ranks(torch.tensor(3.0))) == 3.0

@@ -16,7 +16,7 @@ import pytest
 
 import train_toys
 from harness.errors import HarnessError, StorageError
-from harness.models.training import contrastive, loop
+from harness.models.training import loop, stage
 from harness.models.training.loop import Schedule
 from harness.models.training.record import read
 from train_toys import STAGE, trained
@@ -69,7 +69,7 @@ class Stop(Exception):
 def test_a_run_that_raised_goes_on_with_the_curve_and_the_weights_of_one_that_did_not(
     whole, tmp_path, monkeypatch
 ):
-    real = contrastive.cached_step
+    real = stage.cached_step
     steps = []
 
     def breaks(*arguments, **more):
@@ -78,7 +78,7 @@ def test_a_run_that_raised_goes_on_with_the_curve_and_the_weights_of_one_that_di
             raise Stop
         return real(*arguments, **more)
 
-    monkeypatch.setattr(contrastive, "cached_step", breaks)
+    monkeypatch.setattr(stage, "cached_step", breaks)
     with pytest.raises(Stop):
         trained(tmp_path)
     assert len(curve(next((tmp_path / "out").glob("pairs-*")))) == 3  # one more than was saved
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_batch_saved(tmp_path, m
 
         return real(run, model, source, examples, schedule, worse, **more)
 
-    monkeypatch.setattr(contrastive, "fit", poisoned)
+    monkeypatch.setattr(stage, "fit", poisoned)
     with pytest.raises(HarnessError, match=r"loss of step 3 is nan: what .*after step 2"):
         trained(tmp_path)
     (path,) = (tmp_path / "out").glob("pairs-*/not-finite-step-3-rank-0.json")
@@ -255,7 +255,7 @@ def test_what_does_not_fit_the_memory_names_a_smaller_chunk(tmp_path, monkeypatc
     def fails(*arguments, **more):
         raise MemoryError
 
-    monkeypatch.setattr(contrastive, "cached_step", fails)
+    monkeypatch.setattr(stage, "cached_step", fails)
     with pytest.raises(HarnessError, match=r"32 sequences at a time .* --chunk, such as 16"):
         trained(tmp_path)
 

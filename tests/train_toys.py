@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Query, Text
 from harness.encode import EngineOptions
-from harness.models.training import contrastive as training
+from harness.models.training import stage as training
 from harness.models.training.contrastive import contrastive
 from harness.models.training.estimates import contrastive_cost
 from harness.models.training.examples import use
