@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from harness.content import Candidate
 from harness.recipe import StageRun
 
 from .examples import Lesson, Visit
@@ -23,3 +25,7 @@ class Negatives:
     def added(self, visit: Visit, lesson: Lesson, row: int, random: np.random.Generator) -> Visit:
         """The visit with its negatives."""
         return visit
+
+    def shuffled(self, lesson: Lesson, row: int, random: np.random.Generator) -> Iterator[Candidate]:
+        """All that was mined for the query of that row, in any order."""
+        return iter(())
