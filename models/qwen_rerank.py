@@ -160,18 +160,28 @@ class QwenRerankFrontend:
         """The first token of each answer."""
         return tuple(self.source.vocabulary.ids(text)[0] for text in ANSWERS[self.mode])
 
+    @property
+    def opening(self) -> list[Piece]:
+        """What the answer goes on from: the head of the assistant's turn and, listwise, its first words."""
+        begun = self.source.spec.ending
+        return [*opened("assistant"), *([Piece(begun)] if begun else [])]
+
     def cost(self, ask: Ask) -> int:
         """Tokens that are run, exactly."""
-        rows = self._rows(
-            ask, {part: look(self.source.vision, self.source.spec, part) for part in _seen([ask])}
-        )
+        shown = {part: look(self.source.vision, self.source.spec, part) for part in _seen([ask])}
+        rows = self._rows(ask, shown, self.opening)
         shared = _shared(rows)
         return shared + sum(len(row.ids) - shared for row in rows)
 
     def prepare(self, asks: Sequence[Ask]) -> RerankBatch:
+        return self.answered(asks, [self.opening] * len(asks))
+
+    def answered(self, asks: Sequence[Ask], turns: Sequence[Sequence[Piece]]) -> RerankBatch:
+        """Prepared asks, all rows of each with a turn of the assistant behind them: `opening`, or in
+        training one that is whole."""
         seen = {part: see(self.source.vision, self.source.spec, part) for part in _seen(asks)}
         shown = {part: each for part, (each, _) in seen.items()}
-        listed = [self._rows(ask, shown) for ask in asks]
+        listed = [self._rows(ask, shown, said) for ask, said in zip(asks, turns, strict=True)]
         sizes = [len(rows) for rows in listed]
         choices = [len(ask.candidates) if self.listwise else len(self.answers) for ask in asks]
         pictures, clips = _parted(seen)
@@ -195,18 +205,17 @@ class QwenRerankFrontend:
         model = self.source.checkpoint.load(self.source.spec.dtype, spare=())
         return QwenReranker(model.to(device), self.source.vision, self.answers, listwise=self.listwise)
 
-    def pieces(self, ask: Ask, shown: Mapping[Media, Seen]) -> list[list[Piece]]:
-        """The rows of an ask, as they are rendered."""
+    def pieces(self, ask: Ask, shown: Mapping[Media, Seen], said: Sequence[Piece]) -> list[list[Piece]]:
+        """The rows of an ask, as they are rendered; `said`: the assistant's turn."""
         query, *candidates = (self._content(item, shown) for item in (ask.query, *ask.candidates))
         if self.listwise:
             numbered = [piece for i, each in enumerate(candidates, 1) for piece in (Piece(f"({i}) "), *each)]
-            said = [[Piece(f"{LISTWISE}Query:"), *query, Piece("Candidates:"), *numbered]]
+            asked = [[Piece(f"{LISTWISE}Query:"), *query, Piece("Candidates:"), *numbered]]
         else:
-            said = [[Piece(f"{POINTWISE}Query:"), *query, Piece("Candidate:"), *each] for each in candidates]
-        system, begun = self.source.spec.system, self.source.spec.ending
+            asked = [[Piece(f"{POINTWISE}Query:"), *query, Piece("Candidate:"), *each] for each in candidates]
+        system = self.source.spec.system
         head = turn("system", [Piece(system)]) if system else []
-        tail = [*opened("assistant"), *([Piece(begun)] if begun else [])]
-        return [[*head, *turn("user", each), *tail] for each in said]
+        return [[*head, *turn("user", each), *said] for each in asked]
 
     def _content(self, item: Item, shown: Mapping[Media, Seen]) -> list[Piece]:
         """An item as plain as it is, its texts within the limit."""
@@ -218,7 +227,7 @@ class QwenRerankFrontend:
         bare = replace(spec, chat=False, ending=None)
         return render(bare, replace(item, parts=parts), lambda part: shown[part].pieces(self.source.vision))
 
-    def _rows(self, ask: Ask, shown: Mapping[Media, Seen]) -> list[_Row]:
+    def _rows(self, ask: Ask, shown: Mapping[Media, Seen], said: Sequence[Piece]) -> list[_Row]:
         """A row for each candidate; listwise, one for all. `shown`: the batch's, pictures before clips.
 
         Raises HarnessError for a list that is too long, DataInvalid for a row that is.
@@ -237,7 +246,7 @@ class QwenRerankFrontend:
         together = [ask.candidates] if self.listwise else [(candidate,) for candidate in ask.candidates]
         return [
             self._row(pieces, tuple(_media([ask.query, *candidates])), places, ask)
-            for candidates, pieces in zip(together, self.pieces(ask, shown), strict=True)
+            for candidates, pieces in zip(together, self.pieces(ask, shown, said), strict=True)
         ]
 
     def _row(
@@ -290,83 +299,96 @@ class QwenReranker:
         import torch
         from transformers import DynamicCache
 
-        table, positions = self._table(batch), self._positions(batch)
+        table, positions = _table(self.model, self.vision, batch), _positions(self.model, self.vision, batch)
         shared, cache = batch["shared"], None
         leaders = np.unique(batch["leaders"][shared > 0])
         if len(leaders):
             cache = DynamicCache(config=self.model.language_model.config)
-            self._run(
-                _stretch(batch, positions, leaders, np.zeros_like(leaders), shared[leaders]), table, cache
-            )
+            first = _stretch(batch, positions, leaders, np.zeros_like(leaders), shared[leaders])
+            _run(self.model, first, table, cache)
             place = np.searchsorted(leaders, batch["leaders"]).clip(max=len(leaders) - 1)
             cache.batch_select_indices(torch.from_numpy(place).to(self.model.device))
         rows = np.arange(len(shared))
         rest = _stretch(batch, positions, rows, shared, batch["lengths"])
-        return self._run(rest, table, cache, shared)[rows, batch["lengths"] - shared - 1]
+        return _run(self.model, rest, table, cache, shared)[rows, batch["lengths"] - shared - 1]
 
-    def _run(self, rows: _Stretch, table: Sequence[Tensor], cache: Any, before: Ids | None = None) -> Tensor:
-        """[R, L, D] states, after the first `before` tokens of each row of the cache."""
-        import torch
 
-        device, dtype = self.model.device, self.model.dtype
-        visual = torch.from_numpy(rows.visual).to(device)
-        embedded = self.model.get_input_embeddings()(torch.from_numpy(rows.ids).to(device))
-        seen, more = visual >= 0, {}
-        if table:
-            embedded[seen] = table[0][visual[seen]]
-        if len(table) > 1:
-            layers = [layer[visual[seen]] for layer in table[1:]]
-            more = {"visual_pos_masks": seen, "deepstack_visual_embeds": layers}
-        mask = additive_mask(torch.from_numpy(rows.real).to(device), "causal", dtype)
-        if before is not None and cache is not None:
-            there = torch.arange(cache.get_seq_length()) < torch.from_numpy(before)[:, None]
-            past = torch.zeros(there.shape, dtype=dtype).masked_fill_(~there, torch.finfo(dtype).min)
-            past = past.to(device)[:, None, None].expand(-1, -1, mask.shape[2], -1)
-            mask = torch.cat([past, mask], dim=-1)
-        states: Tensor = self.model.language_model(
-            inputs_embeds=embedded,
-            attention_mask=mask,
-            position_ids=torch.from_numpy(rows.positions).to(device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **more,
-        ).last_hidden_state
-        return states
+def whole_states(model: Any, vision: Vision, batch: RerankBatch) -> Tensor:
+    """[R, L, D] of all tokens of the rows, nothing shared but what is seen; with a gradient where one is
+    wanted. `model`: transformers' own, without its head."""
+    lengths = batch["lengths"]
+    positions = _positions(model, vision, batch)
+    rows = _stretch(batch, positions, np.arange(len(lengths)), np.zeros_like(lengths), lengths)
+    return _run(model, rows, _table(model, vision, batch))
 
-    def _table(self, batch: RerankBatch) -> list[Tensor]:
-        """[visual tokens, D] of all that is seen and, from Qwen3-VL, the same of inner layers; or nothing."""
-        import torch
 
-        device, dtype = self.model.device, self.model.dtype
-        towers = []
-        for still, features_of, patches, grids in (
-            (True, self.model.get_image_features, batch["pictures"], batch["picture_grids"]),
-            (False, self.model.get_video_features, batch["clips"], batch["clip_grids"]),
-        ):
-            if len(grids):
-                pixels = normalised(self.vision, torch.from_numpy(patches).to(device), still=still)
-                found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device))
-                inner = getattr(found, "deepstack_features", None) or ()
-                towers.append([torch.cat(tuple(layer)).to(dtype) for layer in (found.pooler_output, *inner)])
-        return [torch.cat(layer) for layer in zip(*towers, strict=True)]
+def _run(
+    model: Any, rows: _Stretch, table: Sequence[Tensor], cache: Any = None, before: Ids | None = None
+) -> Tensor:
+    """[R, L, D] states, after the first `before` tokens of each row of the cache."""
+    import torch
 
-    def _positions(self, batch: RerankBatch) -> Ids:
-        """[3, R, L] of whole rows."""
-        import torch
+    device, dtype = model.device, model.dtype
+    visual = torch.from_numpy(rows.visual).to(device)
+    embedded = model.get_input_embeddings()(torch.from_numpy(rows.ids).to(device))
+    seen, more = visual >= 0, {}
+    if table:
+        embedded = embedded.index_put((seen,), table[0][visual[seen]].to(embedded.dtype))
+    if len(table) > 1:
+        layers = [layer[visual[seen]] for layer in table[1:]]
+        more = {"visual_pos_masks": seen, "deepstack_visual_embeds": layers}
+    mask = additive_mask(torch.from_numpy(rows.real).to(device), "causal", dtype)
+    if before is not None and cache is not None:
+        there = torch.arange(cache.get_seq_length()) < torch.from_numpy(before)[:, None]
+        past = torch.zeros(there.shape, dtype=dtype).masked_fill_(~there, torch.finfo(dtype).min)
+        past = past.to(device)[:, None, None].expand(-1, -1, mask.shape[2], -1)
+        mask = torch.cat([past, mask], dim=-1)
+    states: Tensor = model.language_model(
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=torch.from_numpy(rows.positions).to(device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **more,
+    ).last_hidden_state
+    return states
 
-        stills = batch["picture_grids"].prod(1).sum() // self.vision.merge**2
-        kinds = 1 * (batch["visual"] >= 0) + 1 * (batch["visual"] >= stills)  # a picture's 1, a clip's 2
-        real = np.arange(kinds.shape[1]) < batch["lengths"][:, None]
-        positions, _ = self.model.get_rope_index(
-            torch.from_numpy(batch["ids"]),
-            mm_token_type_ids=torch.from_numpy(kinds),
-            image_grid_thw=torch.from_numpy(batch["shown_pictures"]),
-            video_grid_thw=torch.from_numpy(batch["shown_clips"]),
-            second_per_grid_ts=torch.from_numpy(batch["shown_seconds"]),
-            attention_mask=torch.from_numpy(real).long(),
-        )
-        found: Ids = positions.numpy()
-        return found
+
+def _table(model: Any, vision: Vision, batch: RerankBatch) -> list[Tensor]:
+    """[visual tokens, D] of all that is seen and, from Qwen3-VL, the same of inner layers; or nothing."""
+    import torch
+
+    device, dtype = model.device, model.dtype
+    towers = []
+    for still, features_of, patches, grids in (
+        (True, model.get_image_features, batch["pictures"], batch["picture_grids"]),
+        (False, model.get_video_features, batch["clips"], batch["clip_grids"]),
+    ):
+        if len(grids):
+            pixels = normalised(vision, torch.from_numpy(patches).to(device), still=still)
+            found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device))
+            inner = getattr(found, "deepstack_features", None) or ()
+            towers.append([torch.cat(tuple(layer)).to(dtype) for layer in (found.pooler_output, *inner)])
+    return [torch.cat(layer) for layer in zip(*towers, strict=True)]
+
+
+def _positions(model: Any, vision: Vision, batch: RerankBatch) -> Ids:
+    """[3, R, L] of whole rows."""
+    import torch
+
+    stills = batch["picture_grids"].prod(1).sum() // vision.merge**2
+    kinds = 1 * (batch["visual"] >= 0) + 1 * (batch["visual"] >= stills)  # a picture's 1, a clip's 2
+    real = np.arange(kinds.shape[1]) < batch["lengths"][:, None]
+    positions, _ = model.get_rope_index(
+        torch.from_numpy(batch["ids"]),
+        mm_token_type_ids=torch.from_numpy(kinds),
+        image_grid_thw=torch.from_numpy(batch["shown_pictures"]),
+        video_grid_thw=torch.from_numpy(batch["shown_clips"]),
+        second_per_grid_ts=torch.from_numpy(batch["shown_seconds"]),
+        attention_mask=torch.from_numpy(real).long(),
+    )
+    found: Ids = positions.numpy()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

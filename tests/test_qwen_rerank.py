@@ -19,6 +19,7 @@ import torch
 import qwen_plain
 from harness.content import Ask, Image, Item, Part, Text, Video
 from harness.errors import CheckpointMissing, DataInvalid, HarnessError, UnknownName
+from harness.models import qwen_rerank
 from harness.models.checkpoint import quietly
 from harness.models.input_spec import FILE, InputSpec, text_of
 from harness.models.qwen_pictures import look
@@ -184,7 +185,7 @@ def test_a_row_is_what_was_written_by_hand_in_qwens_tokens(tiny_qwen, tmp_path, 
     frontend = opened(tiny_qwen, mode=mode)
     vocabulary = Vocabulary.at(saved(tmp_path), ())
     pair = ask([Text("A red one.")], [Text("A red\nsquare")], [Text("...")], instruction="Find it.")
-    rows = frontend.pieces(pair, {})
+    rows = frontend.pieces(pair, {}, frontend.opening)
     assert [text_of(row) for row in rows] == HAND[mode]
     real = replace(frontend, source=replace(frontend.source, vocabulary=vocabulary))
     batch = real.prepare([pair])
@@ -198,7 +199,8 @@ def test_a_row_is_what_was_written_by_hand_in_qwens_tokens(tiny_qwen, tmp_path, 
 @pytest.mark.parametrize(("separator", "query"), [(" ", "Find it. A red one."), ("", "Find it.A red one.")])
 def test_the_separator_of_the_item_joins_its_instruction(tiny_qwen, separator, query):
     item = Item("query", (Text("A red one."),), "Find it.", separator)
-    (row,) = opened(tiny_qwen).pieces(Ask(item, (Item("candidate", (Text("x"),)),)), {})
+    frontend = opened(tiny_qwen)
+    (row,) = frontend.pieces(Ask(item, (Item("candidate", (Text("x"),)),)), {}, frontend.opening)
     assert f"Query:{query}Candidate:x<|im_end|>" in text_of(row)
 
 
@@ -263,13 +265,13 @@ def test_the_cost_is_the_number_of_tokens_that_are_run(
     tiny_qwen, qwen_media, monkeypatch, architecture, mode
 ):
     frontend = opened(tiny_qwen, architecture, mode=mode)
-    reranker, run, counts = frontend.load("cpu"), QwenReranker._run, []
+    reranker, run, counts = frontend.load("cpu"), qwen_rerank._run, []
 
-    def counted(self: QwenReranker, rows: Any, *more: Any) -> torch.Tensor:
+    def counted(model: Any, rows: Any, *more: Any) -> torch.Tensor:
         counts.append(int(rows.real.sum()))
-        return run(self, rows, *more)
+        return run(model, rows, *more)
 
-    monkeypatch.setattr(QwenReranker, "_run", counted)
+    monkeypatch.setattr(qwen_rerank, "_run", counted)
     asks = mixed(qwen_media)
     for each in asks:
         counts.clear()
@@ -342,7 +344,8 @@ def test_what_was_trained_with_is_taken_from_the_checkpoint_and_nothing_else(tin
 
 def test_texts_are_cut_each_in_its_field(tiny_qwen):
     frontend = opened(tiny_qwen, **{"text-tokens": "4"})
-    (row,) = frontend.pieces(ask([Text("qqqqqqq")], [Text("ccccccc")], instruction="Find it."), {})
+    asked = ask([Text("qqqqqqq")], [Text("ccccccc")], instruction="Find it.")
+    (row,) = frontend.pieces(asked, {}, frontend.opening)
     assert "Query:Find it. qqqqCandidate:cccc<|im_end|>" in text_of(row)
 
 

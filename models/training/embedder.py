@@ -69,8 +69,11 @@ def spec_of(settings: Settings, base: InputSpec) -> InputSpec:
 
 def start_of(run: StageRun) -> str:
     """The checkpoint that a stage starts from: that of the stage that plays MODEL, or the base."""
-    if MODEL in run.inputs:
-        return str(run.inputs[MODEL] / SAVED)
+    return str(run.inputs[MODEL] / SAVED) if MODEL in run.inputs else base_of(run)
+
+
+def base_of(run: StageRun) -> str:
+    """The checkpoint that the settings name; one from scratch is made where it is not there yet."""
     base = str(run.settings["base"])
     if base.startswith(SCRATCH):
         return str(scratch(run, base.removeprefix(SCRATCH)))
