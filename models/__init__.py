@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from harness.hookspecs import hookimpl
 from harness.model import ModelSpec, RerankerSpec
+from harness.recipe import Recipe
 
 from .baselines import CONSTANT, ORACLE, RANDOM
 from .clip import CLIP
 from .conse import CONSE
 from .lamra import LAMRA_RET, LAMRA_RET_QWEN25VL
+from .lamra_recipe import LAMRA_RANK_RECIPE, LAMRA_RET_RECIPE
 from .last_token import MODELS as LAST_TOKEN
 from .minilm import MINILM
 from .rerankers import LAMRA_RANK, LAMRA_RANK_QWEN25VL, UMARVEL_RERANK
@@ -18,6 +20,8 @@ from .sentence_transformer import SENTENCE_TRANSFORMERS
 from .towers import CLIP_L, SIGLIP
 from .umarvel import UMARVEL, UMARVEL_QWEN3VL_4B
 from .umarvel.ablations import ABLATIONS
+from .umarvel.recipe import UMARVEL as UMARVEL_RECIPE
+from .umarvel.variants import VARIANTS
 from .uniir import UNIIR_BLIP_FF, UNIIR_CLIP_SF
 
 MODELS = (
@@ -28,6 +32,7 @@ MODELS = (
     *(CONSE, MINILM, SENTENCE_TRANSFORMERS, RANDOM, ORACLE, CONSTANT),
 )
 RERANKERS = (UMARVEL_RERANK, LAMRA_RANK, LAMRA_RANK_QWEN25VL)
+RECIPES = (UMARVEL_RECIPE, *VARIANTS, LAMRA_RET_RECIPE, LAMRA_RANK_RECIPE)
 
 
 @hookimpl
@@ -38,3 +43,8 @@ def harness_models() -> Sequence[ModelSpec]:
 @hookimpl
 def harness_rerankers() -> Sequence[RerankerSpec]:
     return RERANKERS
+
+
+@hookimpl
+def harness_recipes() -> Sequence[Recipe]:
+    return RECIPES

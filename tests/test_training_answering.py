@@ -27,8 +27,8 @@ from harness.models.qwen_tokens import Vocabulary
 from harness.models.rerankers import LAMRA_RANK, UMARVEL_RERANK
 from harness.models.training import answering
 from harness.models.training.answering import Answered, Batches, answer, answered, drawn, prepared, step
+from harness.models.training.corpus import Corpus, protocol_of
 from harness.models.training.embedder import Trained, adapted
-from harness.models.training.examples import Corpus, protocol_of
 from harness.models.training.record import read
 from harness.ranks import Ranks
 from harness.recipe import StageRun
@@ -47,13 +47,27 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of the pool that were mined for every query."""
+class Rows:
+    """Rows of the pool, as lists.Places."""
 
+    query: np.ndarray
+
+    def __getitem__(self, at):
+        return Rows(self.query[at])
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The same rows of the pool mined for every query, as lists.Lists."""
+
+    lesson: object
     rows: Sequence[int] = (0, 1, 2, 3, 4, 5)
 
-    def shuffled(self, lesson, row, random):
-        return (lesson.candidates[int(at)] for at in random.permutation(self.rows))
+    def of(self, task, row):
+        return Rows(np.array(self.rows))
+
+    def candidates(self, places):
+        return [self.lesson.candidates[int(at)] for at in places.query]
 
 
 def opened(folder, mode="pointwise", **more):
@@ -76,10 +90,11 @@ def corpus(media, *positives):
     return Corpus.load([task(media, *positives)], media, protocol_of("train", 5))
 
 
-def batches(folder, media, *, joint=False, chunk=100, labels="turn", table=Table()):
+def batches(folder, media, *, joint=False, chunk=100, labels="turn", mined=range(6)):
     modes = ("pointwise", "listwise")[: 1 + joint]
     frontends = tuple(opened(folder, mode) for mode in modes)
-    return Batches(corpus(media), frontends, table, labels=labels, seed=5, chunk=chunk)
+    known = corpus(media)
+    return Batches(known, frontends, Table(known.lessons[0], mined), labels=labels, seed=5, chunk=chunk)
 
 
 def module(frontend):
@@ -229,7 +244,7 @@ def test_the_loss_is_the_mean_over_labelled_tokens_of_the_batch(tiny_qwen, media
 
 
 def test_the_positive_is_yes_a_mined_one_no_and_lists_have_it_at_any_place(tiny_qwen, media):
-    source = batches(tiny_qwen["qwen2_vl"], media, joint=True, table=Table(range(5)))
+    source = batches(tiny_qwen["qwen2_vl"], media, joint=True, mined=range(5))
     places, refused = set(), set()
     lesson = source.corpus.lessons[0]
     pool = [item(each) for each in lesson.candidates]
@@ -313,7 +328,7 @@ def test_nothing_but_positives_is_one_line(media):
 @pytest.fixture
 def run(tiny_qwen, tmp_path, media, monkeypatch):
     """Runs the stage in a folder of its own; gives the folder."""
-    monkeypatch.setattr(answering.Negatives, "of", lambda run: Table())
+    monkeypatch.setattr(answering, "read", lambda folder, corpus, run, kept: Table(corpus.lessons[0]))
     stages = iter(range(9))
 
     def ran(*, inputs=None, positives=None, **settings):
@@ -324,7 +339,7 @@ def run(tiny_qwen, tmp_path, media, monkeypatch):
             StageRun(
                 settings={**SETTINGS, "base": str(tiny_qwen["qwen2_vl"]), **settings},
                 folder=folder,
-                inputs=inputs or {},
+                inputs={"negatives": tmp_path} if inputs is None else inputs,
                 data=tmp_path,
                 output_dir=tmp_path,
                 cache_dir=tmp_path,
@@ -387,7 +402,12 @@ def test_it_starts_from_the_base_or_from_the_retriever_and_not_as_that_was_shown
     save_file({**weights, name: 2 * weights[name]}, made / "model.safetensors", metadata={"format": "pt"})
     losses = {}
     for init in ("base", "retriever"):
-        folder = run(init=init, inputs={"retriever": retriever}, most_steps=1, learning_rate=1e-9)
+        folder = run(
+            init=init,
+            inputs={"negatives": tmp_path, "retriever": retriever},
+            most_steps=1,
+            learning_rate=1e-9,
+        )
         losses[init] = read(folder / "log.csv")[0]["loss"]
         kept = load_file(folder / "model" / "model.safetensors")
         expected = weights[name] * (2 if init == "retriever" else 1)
@@ -421,7 +441,6 @@ def test_a_tokenizer_without_an_answer_of_its_own_is_one_line(run, tiny_qwen, tm
         run(base=str(harmed))
 
 
-def test_without_a_mining_stage_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(answering.Negatives, "of", lambda run: None)
+def test_without_a_mining_stage_is_one_line(run):
     with pytest.raises(HarnessError, match="trained on mined negatives: no stage plays the role 'negatives'"):
-        run()
+        run(inputs={})

@@ -11,9 +11,9 @@ import training_toys as toys
 from harness.encode import EngineOptions
 from harness.models.tiny_qwen import write_tiny_qwen
 from harness.models.training.contrastive import contrastive
+from harness.models.training.corpus import use
 from harness.models.training.distilling import distill
 from harness.models.training.embedder import SAVED
-from harness.models.training.examples import use
 from harness.models.training.lists import MINED, SCORED
 from harness.models.training.mining import mine
 from harness.models.training.record import read

@@ -15,8 +15,8 @@ from harness.content import Candidate, Query, Text
 from harness.encode import EngineOptions
 from harness.models.training import stage as training
 from harness.models.training.contrastive import contrastive
+from harness.models.training.corpus import use
 from harness.models.training.estimates import contrastive_cost
-from harness.models.training.examples import use
 from harness.models.training.settings import CONTRASTIVE
 from harness.models.umarvel import SPEC
 from harness.ranks import Ranks

@@ -12,7 +12,7 @@ import toys
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Query, Text
 from harness.encode import EngineOptions
-from harness.models.training.examples import Corpus, protocol_of
+from harness.models.training.corpus import Corpus, protocol_of
 from harness.models.training.lists import MINED, SCORED, About, Ranked, write
 from harness.ranks import Ranks
 from harness.recipe import StageRun

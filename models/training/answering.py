@@ -34,10 +34,11 @@ from ..qwen_rerank import (
     whole_states,
 )
 from ..qwen_vl import ARCHITECTURES
-from .embedder import SAVED, Trained, adapted, base_of, inner, save, spec_of
-from .examples import Corpus, Lesson, Visit, use, visit_at
+from .corpus import Corpus, Lesson, Visit, use, visit_at
+from .embedder import RETRIEVER, SAVED, Trained, adapted, base_of, inner, save, spec_of
+from .gradient import mean_over_ranks
+from .lists import Lists, read
 from .loop import Engine, Schedule, fit
-from .negatives import Negatives
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +49,8 @@ Init = Literal["base", "retriever"]
 Form = Literal["pointwise", "pointwise+listwise"]
 Labels = Literal["turn", "answer"]
 
-RETRIEVER = "retriever"
-"""The role of the retriever from whose checkpoint a reranker is trained on where init is this."""
+NEGATIVES = "negatives"
+"""The role of the stage that mined."""
 _MOST_OTHERS = 4
 """A list has so many negatives at most, and one at least."""
 
@@ -112,7 +113,7 @@ def drawn(
     all.
     """
     out = {int(at) for at in lesson.positives[row]}
-    ids = {lesson.candidate_ids[at] for at in out}
+    ids = lesson.labelled(row)
     found: dict[Item, None] = {}
     for candidate in chain(mined, _others(lesson, out, random)):
         if candidate.id not in ids and candidate.parts != visit.positive.parts:
@@ -125,6 +126,13 @@ def drawn(
             " answer No to; leave the task out, or use a larger pool"
         )
     return list(found)
+
+
+def shuffled(mined: Lists, lesson: Lesson, row: int, random: np.random.Generator) -> Iterator[Candidate]:
+    """What was mined for the query of that row, in any order."""
+    places = mined.of(lesson.task, row)
+    for at in random.permutation(len(places.query)):
+        yield from mined.candidates(places[[at]])
 
 
 def _others(lesson: Lesson, out: set[int], random: np.random.Generator) -> Iterator[Candidate]:
@@ -168,7 +176,7 @@ class Batches:
     corpus: Corpus
     frontends: tuple[QwenRerankFrontend, ...]
     """Pointwise and, in the joint form, listwise."""
-    negatives: Negatives
+    mined: Lists
     labels: Labels
     seed: int
     chunk: int
@@ -188,7 +196,7 @@ class Batches:
         visit = lesson.visit(row, random)
         counts = [1, int(random.integers(1, _MOST_OTHERS + 1))][: len(self.frontends)]
         found = (
-            drawn(visit, lesson, row, self.negatives.shuffled(lesson, row, random), count, random)
+            drawn(visit, lesson, row, shuffled(self.mined, lesson, row, random), count, random)
             for count in counts
         )
         return replace(visit, negatives=tuple(each for some in found for each in some))
@@ -228,6 +236,8 @@ def answering(whole: Any, vision: Vision) -> Module:
 
 def step(model: Any, batch: Prepared, engine: Engine) -> Mapping[str, float]:
     """The mean over the labelled tokens of all chunks, of which one at a time is held."""
+    import torch
+
     last = len(batch["chunks"]) - 1
     losses = []
     for at, chunk in enumerate(batch["chunks"]):
@@ -235,7 +245,7 @@ def step(model: Any, batch: Prepared, engine: Engine) -> Mapping[str, float]:
             part = model(chunk) / batch["labelled"]
             engine.backward(part)
         losses.append(part.detach())
-    return {"loss": float(sum(losses))}
+    return {"loss": float(mean_over_ranks(torch.stack(losses).sum()))}
 
 
 def answer(run: StageRun) -> None:
@@ -247,12 +257,12 @@ def answer(run: StageRun) -> None:
     start = _start(run)
     frontends = tuple(_frontend(start, settings, mode) for mode in modes)
     source = frontends[0].source
-    negatives = Negatives.of(run)
-    if negatives is None:
-        raise HarnessError("a reranker is trained on mined negatives: no stage plays the role 'negatives'")
+    if NEGATIVES not in run.inputs:
+        raise HarnessError(f"a reranker is trained on mined negatives: no stage plays the role {NEGATIVES!r}")
     uses = use(settings)
     corpus = Corpus.load(run.tasks(uses.tasks), run.data, uses.protocol)
-    batches = Batches(corpus, frontends, negatives, labels, uses.protocol.seed, run.chunk)
+    mined = read(run.inputs[NEGATIVES], corpus, run, kept=lambda places: ~places.positive)
+    batches = Batches(corpus, frontends, mined, labels, uses.protocol.seed, run.chunk)
     trained = Trained.of(settings)
     whole = source.checkpoint.load(source.spec.dtype, spare=())
     module: Any = answering(adapted(whole, trained), source.vision)

@@ -15,7 +15,7 @@ from harness.recipe import Settings, StageRun
 
 from ..input_spec import InputSpec
 from ..qwen_vl import QwenFrontend
-from .examples import Corpus, Visit, content_number, visit_at
+from .corpus import Corpus, Visit, content_number, visit_at
 from .gradient import gather_with_gradient
 from .losses import OBJECTIVES, duplicates, infonce
 from .negatives import Negatives

@@ -22,7 +22,7 @@ from harness.run import Float32, Int64
 
 from ..input_spec import InputSpec
 from ..qwen_vl import QwenFrontend
-from .examples import Corpus, Visit, visit_at
+from .corpus import Corpus, Visit, visit_at
 from .joining import Bool, Places
 from .lists import Lists, read
 from .losses import distill_js, distill_kl, distill_tv, list_infonce, own_cosines, ranking_hinge

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 TEMPERATURE = "temperature.json"
+RETRIEVER = "retriever"
+"""The role of the retriever whose lists a reranker learns to order."""
 SAVED = "model"
 """The folder, in that of a stage, of the checkpoint that it makes."""
 _COPIED = (

@@ -30,14 +30,9 @@ ROWS = {
             **{"infoseek_task8": 143_000, "fashioniq_task7": 50_000, "cirr_task7": 50_000},
         }.items()
     },
-    "stamps/translation": 20_000,
-    "stamps/text-to-image-en": 430,
-    "stamps/image-to-text-en": 430,
-    "stamps/image-to-category": 430,
-    "stamps/category-to-image": 60,
 }
 """Rows that are trained on, as published or, of a part of the published 1,332,790 of M-BEIR, about."""
-TOKENS = {"nli/*": 65, "stamps/translation": 60, "*": 215}
+TOKENS = {"nli/*": 65, "stamps/*": 60, "*": 215}
 """Of a sequence, template and all; about half of the sequences have a picture of 64 to 300 tokens."""
 TRAIN_POOL = 5_000_000
 """Documents of M-BEIR's training pool, about."""
@@ -106,8 +101,7 @@ def scored_cost(settings: Settings) -> Estimate:
 def _trained(settings: Settings, *, sequences: int, operations: int, longer: int = 1) -> Estimate:
     size = _size(settings)
     batch, most = int(settings["batch"] or 1), settings["most_steps"]
-    steps = examples(settings) * int(settings["epochs"] or 1) // batch
-    steps = steps if most is None else min(steps, int(most))
+    steps = examples(settings) * int(settings["epochs"] or 1) // batch if most is None else int(most)
     passed = steps * batch * sequences
     work = passed * longer * _tokens(settings) * (operations * size.language + 4 * size.vision)
     return Estimate(steps, passed, work / FLOPS / 3600, _memory(size, settings, training=True))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from harness.errors import DataInvalid
 from harness.run import Float32, Int32, Int64
 
-from .examples import Corpus, Lesson
+from .corpus import Corpus, Lesson
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,7 +27,8 @@ from harness.recipe import MODEL, StageRun
 from harness.run import Float32, Int32, Int64, Ragged
 from harness.train import lineage
 
-from .examples import Corpus
+from .corpus import Corpus
+from .embedder import RETRIEVER
 from .joining import Bool, Join, Places, numbered
 
 if TYPE_CHECKING:
@@ -213,10 +214,11 @@ def _first(places: Places, most: int | None, backwards: Bool) -> Places:
 
 
 def _require_lineage(about: About, path: Path, run: StageRun) -> None:
-    """The table must be of the model that a stage starts from, or of one that this came of."""
+    """The table must be of the model that a stage starts from or whose lists it reads, or of one that this
+    came of."""
     known = [str(run.settings.get("base"))]
-    if MODEL in run.inputs:
-        known = [*lineage(run.inputs[MODEL]), *known]
+    for role in {MODEL, RETRIEVER} & set(run.inputs):
+        known = [*lineage(run.inputs[role]), *known]
     if about.model not in known:
         raise DataInvalid(
             f"{path} is a mining table of another model: {about.model} retrieved it, and this stage starts"

@@ -9,8 +9,10 @@ is a function of the seed, the step and the rank.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +115,7 @@ def fit(
     import torch
 
     steps = schedule.steps(examples)
+    replica = copy.deepcopy(model) if _shards(run) and run.ranks.rank == 0 else None
     share = _share(schedule.batch, run)
     accelerator = _accelerator(run, share, sparse, replicated)
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -148,8 +151,26 @@ def fit(
             if (at + 1) % schedule.save_every == 0 or at + 1 == steps:
                 saves.save(at + 1)
     record.plot(run.folder / "log.svg")
-    trained_model: Module = accelerator.unwrap_model(model)
-    return trained_model
+    return _whole(accelerator, model, replica)
+
+
+def _shards(run: StageRun) -> bool:
+    """Whether ranks may hold parts of the weights each."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return run.ranks.count > 1 and any(os.environ.get(name) == "true" for name in names)
+
+
+def _whole(accelerator: Any, model: Any, replica: Module | None) -> Module:
+    """The trained model without its wrapping; where ranks hold parts of it each, the first rank's replica
+    with what all have learned."""
+    unwrapped: Module = accelerator.unwrap_model(model)
+    if accelerator.distributed_type not in ("FSDP", "DEEPSPEED"):
+        return unwrapped
+    state = accelerator.get_state_dict(model)  # all ranks together
+    if replica is None:
+        return unwrapped
+    replica.load_state_dict(state)
+    return replica
 
 
 def _seed(*numbers: int) -> int:

@@ -31,8 +31,8 @@ from harness.recipe import StageRun
 from harness.task import Task
 
 from ..input_spec import InputSpec
+from .corpus import use
 from .embedder import open_frontend, start_of
-from .examples import use
 from .lists import MINED, About, Ranked, model_of, write
 
 POOLS = ("local", "global")

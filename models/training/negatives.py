@@ -20,7 +20,7 @@ from harness.content import Candidate, item
 from harness.errors import DataInvalid, UnknownName
 from harness.recipe import StageRun
 
-from .examples import Corpus, Lesson, Visit
+from .corpus import Corpus, Lesson, Visit
 from .joining import Bool, Places
 from .lists import Lists, read
 

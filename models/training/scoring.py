@@ -33,8 +33,8 @@ from harness.task import Task
 
 from ..input_spec import InputSpec
 from ..qwen_rerank import open_reranker
+from .corpus import Lesson, use
 from .embedder import SAVED
-from .examples import Lesson, use
 from .lists import SCORED, Ranked, write
 from .mining import Retriever, collections
 

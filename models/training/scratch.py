@@ -18,7 +18,7 @@ from harness.errors import UnknownName
 from harness.recipe import StageRun
 
 from ..tiny_qwen import byte_pairs, learned_merges, write_qwen
-from .examples import use
+from .corpus import use
 
 SCRATCH = "scratch:"
 

@@ -14,8 +14,8 @@ from harness.recipe import Settings, StageRun
 
 from ..input_spec import InputSpec
 from ..qwen_vl import QwenBatch, QwenFrontend
+from .corpus import Corpus, use
 from .embedder import SAVED, Trained, embedding, learned, open_frontend, save, start_of
-from .examples import Corpus, use
 from .gradient import cached_step, mean_over_ranks
 from .loop import Engine, Schedule, fit
 
