@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -292,6 +293,7 @@ class _Saves:
         self.folder = run.folder / "checkpoints"
         self.run = run
         self.accelerator = accelerator
+        self.deepspeed = accelerator.distributed_type == "DEEPSPEED"
         self.last = 0
 
         def only_trained(models: Any, weights: list[dict[str, Any]], folder: str) -> None:
@@ -319,7 +321,8 @@ class _Saves:
                 f"{found[-1]} was saved by {saved['ranks']} ranks, here are {self.run.ranks.count}: start as"
                 f" many, or delete {self.folder} to train this stage anew"
             )
-        self.accelerator.load_state(str(found[-1]), strict=False)
+        loosely = {"load_module_strict": False} if self.deepspeed else {"strict": False}
+        self.accelerator.load_state(str(found[-1]), **loosely)
         self.last = int(saved["step"])
         return self.last
 
@@ -329,7 +332,8 @@ class _Saves:
         part = place.with_name(f"{place.name}.part")
         try:
             part.mkdir(parents=True, exist_ok=True)
-            self.accelerator.save_state(str(part))
+            less = {"exclude_frozen_parameters": True} if self.deepspeed else {}
+            self.accelerator.save_state(str(part), **less)
             self.accelerator.wait_for_everyone()
             if self.run.ranks.rank == 0:
                 state = {"step": step, "ranks": self.run.ranks.count}
@@ -337,15 +341,21 @@ class _Saves:
                 part.rename(place)
                 for old in sorted(self.folder.glob("step-??????"))[:-KEPT]:
                     shutil.rmtree(old)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             shutil.rmtree(part, ignore_errors=True)
+            if not _is_no_room(error):
+                raise
             raise _no_room(place, error) from error
         self.accelerator.wait_for_everyone()
         self.last = step
 
 
-def _no_room(place: Path, error: Exception) -> HarnessError:
+def _is_no_room(error: Exception) -> bool:
     """What torch and safetensors raise over a full disk is no OSError."""
+    return isinstance(error, OSError) or re.search(r"writ(e|ing)|no space", str(error), re.I) is not None
+
+
+def _no_room(place: Path, error: Exception) -> HarnessError:
     if isinstance(error, OSError):
         return storage_error(place, error)
     reason = str(error).partition("\n")[0]

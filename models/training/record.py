@@ -56,7 +56,8 @@ class Record:
 def read(path: Path) -> list[dict[str, float]]:
     """The rows; one that was cut off by a crash is left out."""
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    return [{k: float(v) for k, v in row.items()} for row in rows if None not in row.values()]
+    whole = (row for row in rows if None not in row.values())
+    return [{k: int(v) if k == "step" else float(v) for k, v in row.items()} for row in whole]
 
 
 def _text(rows: list[dict[str, float]], *, head: bool) -> str:
