@@ -19,6 +19,7 @@ test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 slow: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 bench: $(INSTALLED)

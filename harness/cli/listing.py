@@ -112,6 +112,7 @@ def _stage_row(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     return {
         "name": stage.name,
         "title": stage.title,
+        "tasks": [f"{use.tasks} ({use.protocol.split})" for use in stage.uses(stage.settings)],
         "data": [{"path": str(need.path), "source": need.remedy} for need in stage.data(stage.settings)],
         "objective": stage.objective,
         "settings": dict(stage.settings),

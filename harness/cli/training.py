@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,10 +108,10 @@ def _print_training(planned: Sequence[Planned], data: Path) -> None:
     rows = []
     for each in planned:
         cost = each.stage.estimate(each.stage.settings)
-        inputs = "\n".join(f"{name}: {state}" for name, state in each.inputs.items())
+        inputs = "\n".join(_grouped(each.inputs)) or GAP
         rows.append(
             [
-                *(each.stage.name, each.state, inputs or GAP, f"{cost.steps:,}", f"{cost.sequences:,}"),
+                *(each.stage.name, each.state, inputs, f"{cost.steps:,}", f"{cost.sequences:,}"),
                 *(f"{cost.gpu_hours:,.1f}", f"{cost.memory_gib:,.0f} GiB"),
             ]
         )
@@ -124,3 +124,17 @@ def _print_training(planned: Sequence[Planned], data: Path) -> None:
     line = missing((need for each in planned if each.state != "done" for need in each.missing), data)
     if line is not None:
         typer.echo(line)
+
+
+def _grouped(inputs: Mapping[str, str]) -> Iterator[str]:
+    """A line for each stage that is read, and for the files in each top folder."""
+    files: dict[str, list[str]] = {}
+    for name, state in inputs.items():
+        if state in ("there", "missing"):
+            files.setdefault(name.partition("/")[0] or name, []).append(state)
+        else:
+            yield f"{name}: {state}"
+    for name, states in files.items():
+        gone = states.count("missing")
+        some = f"{gone} of {len(states)} files and folders missing" if gone < len(states) else "missing"
+        yield f"{name}: {some if gone else 'there'}"

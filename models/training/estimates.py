@@ -1,6 +1,6 @@
 """What a stage costs, from its settings: steps, sequences, hours of a GPU and its memory.
 
-M-BEIR at batch 3,840: 347 steps, 2,664,960 sequences, 27 hours of an H100 and 36 GiB. What is assumed
+M-BEIR at batch 3,840: 347 steps, 2,664,960 sequences, 26 hours of an H100 and 25 GiB. What is assumed
 stands in the constants: published rows, tokens as our frontends count them, an H100 at 40 % of its peak.
 """
 

@@ -71,7 +71,7 @@ NLI = Stage(
     paper_ref=f"{PAPER}, §3.1.3",
     doc="""
     A language model learns to say a text in one vector: SimCSE's pairs of sentences, texts alone.
-    Released: 72 a device on one node of 8. No score of its own is published. About one H100 hour.
+    Released: 72 a device on one node of 8. No score of its own is published. About 3 H100 hours.
 
         harness train umarvel --stage nli
     """,
@@ -93,7 +93,7 @@ CC3M = Stage(
     paper_ref=f"{PAPER}, §3.1.3, Table 3",
     doc="""
     Pictures come to lie where their captions are: LLaVA's 595k of CC3M. Released: 60 a device, on 16
-    devices by the names of its runs. Worth 0.4 points locally (Table 3). About 13 H100 hours.
+    devices by the names of its runs. Worth 0.4 points locally (Table 3). About 11 H100 hours.
 
         harness train umarvel --stage cc3m
     """,
@@ -116,7 +116,7 @@ INSTRUCTED = Stage(
     paper_ref=f"{PAPER}, §3.1.2, §3.2.1, Tables 4, 5",
     doc="""
     M-BEIR's 1,332,790 instructed queries, the instruction seen but left out of the mean. The batch of
-    3,840 was 64 devices of 60; on fewer its gradient is cached. 60.6 / 58.7 (Table 5). About 27 H100 hours.
+    3,840 was 64 devices of 60; on fewer its gradient is cached. 60.6 / 58.7 (Table 5). About 26 H100 hours.
 
         torchrun --nproc-per-node 8 $(which harness) train umarvel --stage mbeir
     """,
@@ -137,7 +137,7 @@ MINE = Stage(
     paper_ref=f"{PAPER}, §3.2.2",
     doc="""
     The 100 nearest candidates of every training query, by id, with their cosines. Encodes queries and
-    pool once for both mining stages.
+    pool once for both mining stages, about 16 H100 hours.
 
         harness train umarvel --stage mine
     """,
@@ -180,7 +180,7 @@ HARD_NEGATIVES = Stage(
     doc="""
     The best five of all pools that are no positives and not more alike to the query than 0.7, in which the
     paper sees positives that nobody has marked. 17 a device on 64. 61.7 / 59.9 (Table 5; second-hand, as is
-    the threshold). About 95 H100 hours.
+    the threshold). About 90 H100 hours.
 
         torchrun --nproc-per-node 8 $(which harness) train umarvel --stage hard-negatives
     """,
@@ -206,7 +206,7 @@ RERANKER = Stage(
     paper_ref=f"{PAPER}, §3.3, §3.4",
     doc="""
     The raw base learns to answer Yes to a positive and No to one drawn of the 100 that were retrieved.
-    Released: 2 a device, 4 passes a step, on 64. As a teacher, 64.5 / 61.7 (Table 6). About 80 H100 hours.
+    Released: 2 a device, 4 passes a step, on 64. As a teacher, 64.5 / 61.7 (Table 6). About 39 H100 hours.
 
         torchrun --nproc-per-node 8 $(which harness) train umarvel --stage reranker
     """,
@@ -228,7 +228,7 @@ SCORE = Stage(
     needs={MODEL: "hard-negatives", "reranker": "reranker"},
     paper_ref=f"{PAPER}, §3.3",
     doc="""
-    The reranker on the 50 nearest candidates of a tenth of the queries.
+    The reranker on the 50 nearest candidates of a tenth of the queries. About 17 H100 hours.
 
         harness train umarvel --stage score
     """,
@@ -257,7 +257,7 @@ DISTILL = Stage(
     paper_ref=f"{PAPER}, §3.3, Table 6",
     doc="""
     No in-batch negatives, no InfoNCE; positives count where they were retrieved. Pictures of 224² pixels,
-    as released. 2 a device on 64. 63.2 / 60.7 (Table 6). About 70 H100 hours.
+    as released. 2 a device on 64. 63.2 / 60.7 (Table 6). About 65 H100 hours.
 
         torchrun --nproc-per-node 8 $(which harness) train umarvel --stage distill
     """,

@@ -1,0 +1,133 @@
+"""What is trained of a model, what is merged into the checkpoint that a stage makes, and what it says of itself."""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from harness.content import Image, Item, Text
+from harness.errors import CheckpointMissing
+from harness.models.input_spec import InputSpec
+from harness.models.qwen_vl import open_qwen
+from harness.models.training.embedder import Trained, embedding, inner, learned, open_frontend, save
+
+SETTINGS = {"dtype": "float32", "max_pixels": 3136, "text_tokens": 480, "generation_prompt": False}
+LORA = Trained(rank=4, alpha=8, dropout=0.0, vision=False, projector=False, seed=1)
+
+
+@pytest.fixture(scope="module")
+def items(qwen_media):
+    return [
+        Item("query", (Text("a red square"),), "Find it."),
+        Item("query", (Image(qwen_media / "p.png"), Text("in blue")), "Change it."),
+        Item("candidate", (Image(qwen_media / "q.png"),)),
+    ]
+
+
+def opened(folder, **more):
+    return open_frontend(str(folder), {**SETTINGS, **more}, InputSpec())
+
+
+def stirred(module):
+    """With something learned: adapters start at nothing."""
+    generator = torch.Generator().manual_seed(5)
+    for name, weight in module.named_parameters():
+        if weight.requires_grad and "temperature" not in name:
+            weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+    return module.eval()
+
+
+def unit(rows):
+    return torch.nn.functional.normalize(rows.detach().float(), dim=-1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted"),
+    [
+        (LORA, {"model.language_model": "lora"}),
+        (replace(LORA, vision=True), {"model.language_model": "lora", "model.visual": "lora"}),
+        (replace(LORA, projector=True), {"model.language_model": "lora", "model.visual.merger": "weights"}),
+        (replace(LORA, rank=None), {"model.language_model": "weights"}),
+        (
+            replace(LORA, rank=None, vision=True),
+            {"model.language_model": "weights", "model.visual": "weights"},
+        ),
+    ],
+    ids=["adapters", "with vision", "with projector", "weights", "weights of both"],
+)
+def test_only_what_is_named_wants_a_gradient_and_that_in_float32(trained, wanted, tiny_qwen):
+    module = embedding(opened(tiny_qwen["qwen2_vl"], dtype="bfloat16"), trained, 0.05)
+    found = {n: p for n, p in module.named_parameters() if p.requires_grad and n != "temperature.raw"}
+    assert all(p.dtype == torch.float32 for p in found.values())
+    for name in found:
+        place = name.removeprefix("whole.").removeprefix("base_model.model.")
+        kinds = [kind for part, kind in wanted.items() if place.startswith(part)]
+        assert kinds, name
+        assert ("lora" in kinds and ".lora_" in name) or ("weights" in kinds and ".lora_" not in name)
+    for part, kind in wanted.items():
+        assert any(part in n and ((".lora_" in n) == (kind == "lora")) for n in found), part
+    assert not any("lm_head" in name or "embed_tokens" in name for name in found if ".lora_" in name)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_merged_checkpoint_gives_the_vectors_of_the_adapters(architecture, tiny_qwen, items, tmp_path):
+    frontend = opened(tiny_qwen[architecture])
+    module = stirred(embedding(frontend, LORA, 0.05))
+    batch = frontend.prepare(items)
+    expected = unit(module(batch))
+    before = frontend.load("cpu").embed(batch).numpy()
+    assert np.abs(expected - before).max() > 1e-2
+    save(module, frontend, tmp_path / "model")
+    again = open_qwen("umarvel", "", None, InputSpec(), {"path": str(tmp_path / "model")})
+    assert again.spec == frontend.spec  # what it was trained with, without an option
+    np.testing.assert_allclose(again.load("cpu").embed(batch).numpy(), expected, atol=1e-5)
+
+
+def test_a_merge_is_rounded_once(tiny_qwen, items, tmp_path):
+    """In bfloat16: W + ΔW is added up in float32, and every weight is the nearest to it."""
+    from safetensors.torch import load_file
+
+    frontend = opened(tiny_qwen["qwen2_vl"], dtype="bfloat16")
+    module = stirred(embedding(frontend, LORA, None))
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    layer = module.whole.get_submodule(f"base_model.model.{name}")
+    exact = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
+    save(module, frontend, tmp_path / "model")
+    merged = load_file(tmp_path / "model" / "model.safetensors")
+    found = next(t for key, t in merged.items() if key.endswith("layers.0.self_attn.q_proj.weight"))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())
+
+
+def test_the_temperature_goes_from_stage_to_stage(tiny_qwen, tmp_path):
+    frontend = opened(tiny_qwen["qwen2_vl"])
+    module = embedding(frontend, LORA, 0.05)
+    module.temperature.raw.data.fill_(0.0213)
+    save(module, frontend, tmp_path / "model")
+    assert learned(str(tmp_path / "model"), 0.05) == pytest.approx(0.0213)
+    assert learned(str(tiny_qwen["qwen2_vl"]), 0.05) == 0.05
+    (tmp_path / "model" / "temperature.json").write_text(json.dumps({"tau": 1}))
+    with pytest.raises(CheckpointMissing, match="holds no temperature"):
+        learned(str(tmp_path / "model"), 0.05)
+
+
+def test_adapters_are_the_same_for_a_seed_and_others_for_another(tiny_qwen):
+    def first(seed):
+        torch.manual_seed(torch.randint(1000, (1,)).item())
+        module = embedding(opened(tiny_qwen["qwen2_vl"]), replace(LORA, seed=seed), None)
+        return next(p for n, p in module.named_parameters() if "lora_A" in n)
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_the_head_is_no_part_of_the_forward(tiny_qwen, items):
+    frontend = opened(tiny_qwen["qwen2_vl"])
+    module = embedding(frontend, LORA, None)
+    module.whole.get_output_embeddings().weight.data.fill_(float("nan"))
+    assert torch.isfinite(module(frontend.prepare(items[:1]))).all()
+    assert inner(module.whole).language_model is not None
