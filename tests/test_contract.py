@@ -73,15 +73,17 @@ def test_task(task, tmp_path):
 
 
 def paired() -> list[Any]:
-    """The models to run on tasks: variants of another model in the slow tier, and of those whose
+    """The models to run on tasks: one of each family here, the others in the slow tier; of variants whose
     training alone differs none, for they are shown the same and run the same code."""
-    found = []
+    found, families = [], set()
     for spec in MODELS:
         parent = CATALOG.models.get(spec.parent or "")
-        if parent is None:
+        family = getattr(spec.open, "func", spec.open)
+        if family not in families:
             found.append(pytest.param(spec, id=spec.name))
-        elif spec.input_spec != parent.input_spec:
+        elif parent is None or spec.input_spec != parent.input_spec:
             found.append(pytest.param(spec, id=spec.name, marks=pytest.mark.slow))
+        families.add(family)
     return found
 
 
