@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+DATABASE = "digests.sqlite"
+"""Their file in a cache folder."""
 _CHUNK = 1 << 20
 
 
@@ -40,14 +42,21 @@ class Digests:
     """File digests remembered by path, size and mtime_ns, so that a warm run reads no media.
 
     `database` None remembers for this process only. A database that cannot be written (a
-    read-only cache, a full disk) is read and otherwise ignored: it only saves time.
+    read-only cache, a full disk) is read and otherwise ignored: it only saves time. Those in
+    `shared` are asked next and never written.
     """
 
-    def __init__(self, database: Path | None = None) -> None:
+    def __init__(self, database: Path | None = None, shared: Sequence[Path] = ()) -> None:
         self._known: dict[str, tuple[int, int, str]] = {}
         self._new: dict[str, tuple[int, int, str]] = {}
         self._database = database
         self._read = _reader(database)
+        self._shared = [reader for each in shared if (reader := _reader(each, write=False)) is not None]
+
+    @classmethod
+    def of(cls, cache: Path, shared: Sequence[Path] = ()) -> Digests:
+        """Those that a cache folder and shared ones remember."""
+        return cls(cache / DATABASE, [each / DATABASE for each in shared])
 
     def __call__(self, path: Path) -> str:
         """The digest of the file at `path`; raises OSError where it cannot be read."""
@@ -62,16 +71,11 @@ class Digests:
 
     def _stored(self, key: str) -> tuple[int, int, str] | None:
         # Looked up one by one: millions of entries would cost seconds and a gigabyte to hold.
-        if self._read is None:
-            return None
-        try:
-            row: tuple[int, int, str] | None = self._read.execute(
-                "select size, mtime_ns, digest from digests where path = ?", (key,)
-            ).fetchone()
-        except sqlite3.Error:
-            self._read = None
-            return None
-        return row
+        for reader in (self._read, *self._shared):
+            row = _row(reader, key) if reader is not None else None
+            if row is not None:
+                return row
+        return None
 
     def tree(self, paths: Iterable[tuple[str, Path]]) -> dict[str, str]:
         """Digest of each named path; a folder's is that of its files' names and digests."""
@@ -100,15 +104,26 @@ class Digests:
         self._read = self._read or _reader(self._database)
 
 
-def _reader(database: Path | None) -> sqlite3.Connection | None:
+def _row(reader: sqlite3.Connection, key: str) -> tuple[int, int, str] | None:
+    try:
+        row: tuple[int, int, str] | None = reader.execute(
+            "select size, mtime_ns, digest from digests where path = ?", (key,)
+        ).fetchone()
+    except sqlite3.Error:
+        return None
+    return row
+
+
+def _reader(database: Path | None, *, write: bool = True) -> sqlite3.Connection | None:
     """A connection to look things up with, where there is a database to read."""
     if database is None or not database.exists():
         return None
     try:
-        return _connect(database)
+        return _connect(database, write=write)
     except sqlite3.Error:
         return None
 
 
-def _connect(database: Path) -> sqlite3.Connection:
-    return sqlite3.connect(database, timeout=30)
+def _connect(database: Path, *, write: bool = True) -> sqlite3.Connection:
+    mode = "rwc" if write else "ro"
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode={mode}", uri=True, timeout=30)

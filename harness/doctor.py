@@ -6,7 +6,6 @@ Finding(name="faiss", verdict="warn", detail="not installed", remedy="pip instal
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.cache import leftovers, stores
 from harness.content import Image, Video
 from harness.errors import HarnessError, StorageError
 from harness.files import require_writable
@@ -236,36 +236,15 @@ def _folder(name: str, folder: Path, flag: str) -> Finding:
 
 def _cache(root: Path) -> Finding:
     """Whether every shard's manifest can be read and its rows have the size that it says."""
-    shards, rows, faults, torn = 0, 0, [], 0
-    for folder in (*root.glob("embeddings/*"), *root.glob("pairs/*")):
-        torn += sum(1 for _ in folder.glob(".*.tmp"))
-        for manifest in folder.glob("*.json"):
-            if manifest.name == "identity.json":
-                continue
-            shards += 1
-            try:
-                rows += _rows(manifest)
-            except (OSError, ValueError, KeyError, TypeError):
-                faults.append(manifest)
-    if faults:
-        detail = f"{len(faults)} of {shards} shards are damaged; they are encoded again when wanted"
-        return Finding(
-            "cache", "warn", detail, "rm " + " ".join(f"{m.with_suffix('')}.*" for m in faults[:3])
-        )
-    if torn:
-        remedy = f"find {root} -name '.*.tmp' -mmin +60 -delete"
-        return Finding("cache", "warn", f"{torn} files of interrupted runs", remedy)
-    return Finding("cache", "pass", f"{shards} shards, {rows:,} rows")
-
-
-def _rows(manifest: Path) -> int:
-    """How many rows a shard has; raises where manifest and rows do not agree. Reads no rows."""
-    about = json.loads(manifest.read_text())
-    count = int(about["count"])
-    rows = np.load(manifest.with_suffix(".npy"), mmap_mode="r")
-    if rows.shape != (count, about["dim"]) or len(about["keys"]) != 32 * count:
-        raise ValueError("another shape")
-    return count
+    kept = stores(root)
+    shards, unusable = sum(store.shards for store in kept), sum(store.unusable for store in kept)
+    if unusable:
+        detail = f"{unusable} of {shards + unusable} shards are damaged; they are encoded again when wanted"
+        return Finding("cache", "warn", detail, f"harness cache verify --repair --cache-dir {root}")
+    if torn := leftovers(root):
+        remedy = f"harness cache gc --yes --cache-dir {root}"
+        return Finding("cache", "warn", f"{len(torn)} files of interrupted runs", remedy)
+    return Finding("cache", "pass", f"{shards} shards, {sum(store.rows for store in kept):,} rows")
 
 
 def _plugins_and_data(data: Path) -> Iterator[Finding]:

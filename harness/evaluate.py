@@ -50,7 +50,7 @@ from harness.result import RUN_SUFFIX, Result, Score, Status, Stored, result_pat
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
 from harness.search import TORCH
 from harness.statistics import mean_ci
-from harness.store import DTYPE, Store
+from harness.store import DTYPE, Keys, Store
 from harness.task import Protocol, Task, missing
 from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 
@@ -69,6 +69,7 @@ class EvalOptions:
     data: Path
     output_dir: Path
     cache_dir: Path
+    shared_caches: tuple[Path, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
     engine: EngineOptions = field(default_factory=EngineOptions)
     searcher: str = "torch"
@@ -136,14 +137,15 @@ class Session:
 
     options: EvalOptions
     digests: Digests
+    tell: Callable[[str], None]
     _keyed: dict[tuple[str, bool], Keyed] = field(default_factory=dict)
     _embedders: dict[str, Embedder] = field(default_factory=dict)
     _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, options: EvalOptions) -> Session:
-        return cls(options, Digests(options.cache_dir / "digests.sqlite"))
+    def start(cls, options: EvalOptions, tell: Callable[[str], None] = lambda line: None) -> Session:
+        return cls(options, Digests.of(options.cache_dir, options.shared_caches), tell)
 
     def keyed(self, items: _Items) -> Keyed:
         """The keys of items; those of a table are found once for all its tasks."""
@@ -156,9 +158,7 @@ class Session:
         return self._keyed[place]
 
     def store(self, opened: Opened) -> Store:
-        if opened.id not in self._stores:
-            self._stores[opened.id] = Store(self.options.cache_dir, opened.identity)
-        return self._stores[opened.id]
+        return self._store(opened.id, opened.identity)
 
     def embedder(self, opened: Opened) -> Embedder:
         if opened.id not in self._embedders:
@@ -172,11 +172,16 @@ class Session:
 
     def pairs(self, reranking: Reranking) -> Store:
         """The scores that the reranker gave, whatever they are fused with."""
-        if reranking.id not in self._stores:
-            self._stores[reranking.id] = Store(
-                self.options.cache_dir, reranking.identity, kind="pairs", dtype=PAIR_DTYPE
+        return self._store(reranking.id, reranking.identity, kind="pairs", dtype=PAIR_DTYPE)
+
+    def _store(self, name: str, identity: Mapping[str, str], **form: str) -> Store:
+        if name not in self._stores:
+            options = self.options
+            self._stores[name] = Store(
+                options.cache_dir, identity, shared=options.shared_caches, tell=self.tell, **form
             )
-        return self._stores[reranking.id]
+            self._stores[name].touch()
+        return self._stores[name]
 
 
 def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection | None = None) -> Opened:
@@ -230,7 +235,7 @@ def evaluate(
         require_writable(options.cache_dir, "the cache folder")
     if reranking is not None and opened is None:
         raise HarnessError(f"model {spec.name!r} is a check: its answers are not re-ranked")
-    session = Session.start(options)
+    session = Session.start(options, tell)
     job = _Job(catalog, searcher, spec, opened, reranking, tell)
     one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_one
     outcomes = []
@@ -912,6 +917,29 @@ def git_state() -> dict[str, Any] | None:
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Where the vectors of a task lie: ids and keys of its queries and its pool, and the store."""
+
+    task: str
+    store: Store
+    queries: tuple[Sequence[str], Keys]
+    pool: tuple[Sequence[str], Keys]
+
+
+def cached(spec: ModelSpec, model_options: Mapping[str, str], task: Task, options: EvalOptions) -> Cached:
+    """Look up a task's vectors, whether they are there or not; loads no weights."""
+    require_data([task], options.data, options.protocol)
+    session = Session.start(options)
+    collection, _ = _load(task, options)
+    opened = open_model(spec, model_options, collection)
+    keyed = [session.keyed(items) for items in _segments(collection, opened.frontend)]
+    _refuse_broken(keyed, skip_broken=False)
+    ids = [query.id for query in collection.queries]
+    pool = (collection.pool.ids, _joined(keyed[1:]).keys)
+    return Cached(task.name, session.store(opened), (ids, keyed[0].keys), pool)
 
 
 @dataclass(frozen=True, slots=True)

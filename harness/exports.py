@@ -40,7 +40,7 @@ def source_of(result: Result, task: Task, data: Path) -> Collection:
     protocol = Protocol(**{**chosen, "compat": tuple(chosen["compat"])})
     require_data([task], data, protocol)
     options = EvalOptions(data=data, output_dir=data, cache_dir=cache_dir(), protocol=protocol)
-    files = task_files(task, options, Digests(options.cache_dir / "digests.sqlite"))
+    files = task_files(task, options, Digests.of(options.cache_dir))
     changed = sorted(name for name in {**files, **result.files} if files.get(name) != result.files.get(name))
     if changed:
         raise DataInvalid(

@@ -8,6 +8,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,20 @@ def cache_dir() -> Path:
     chosen = os.environ.get("HARNESS_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return (Path(chosen) if chosen else base / "umr-harness").expanduser()
+
+
+def shared_caches() -> tuple[Path, ...]:
+    """Caches of others, read after one's own and never written: $HARNESS_SHARED_CACHE, separated as
+    in $PATH. Raises StorageError where one is not there."""
+    found = tuple(
+        Path(each).expanduser()
+        for each in os.environ.get("HARNESS_SHARED_CACHE", "").split(os.pathsep)
+        if each
+    )
+    for folder in found:
+        if not folder.is_dir():
+            raise StorageError(f"there is no shared cache {folder}: name a folder with --shared-cache")
+    return found
 
 
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -85,6 +100,12 @@ def write_text(path: Path, text: str) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """As `write_text`, line by line: the text need not fit in memory."""
     write_atomic(path, lambda file: file.writelines(line.encode("utf-8") for line in lines))
+
+
+def touch(path: Path) -> None:
+    """Note that a file of the cache is in use now; a read-only cache forgets it."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def require_writable(folder: Path, what: str) -> None:

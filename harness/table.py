@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from harness.content import Candidate, modality
 from harness.digest import Digests, digest
 from harness.errors import DataInvalid, DataMissing, StorageError
-from harness.files import cache_dir, write_atomic
+from harness.files import cache_dir, shared_caches, touch, write_atomic, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,6 +36,12 @@ FORMAT = 1
 BLOCK = 1 << 22
 """Bytes of the source parsed at once; also what a record batch holds."""
 
+TABLES = "tables"
+"""Their folder in a cache."""
+SOURCE = ".source"
+"""The suffix of the file beside a table that says what it was made of."""
+
+Kept = TypeVar("Kept")
 _Kind = tuple[bool, bool, str | None]
 """Whether a row has text, whether it has a picture, and its modality."""
 Make = Callable[[str, str | None, str | None, str | None], Candidate]
@@ -64,16 +70,15 @@ def open_table(source: Path, fields: Fields, make: Make, *, variant: str, media_
     a value that is neither string nor null, or a path outside `media_root`; DataMissing for a
     file that cannot be read; StorageError.
     """
-    folder = cache_dir().absolute() / "tables"
     content = _content(source)
     keys = astuple(fields)
-    path = folder / f"{digest([FORMAT, content, keys], length=32)}.arrow"
     fingerprint = digest([content, keys, variant, str(media_root)], length=32)
-    try:
-        return Table(path, make, fingerprint)
-    except StorageError:
-        write_atomic(path, lambda file: _build(source, fields, file))
-        return Table(path, make, fingerprint)
+    return _kept(
+        f"{digest([FORMAT, content, keys], length=32)}.arrow",
+        source,
+        lambda path: Table(path, make, fingerprint),
+        lambda file: _build(source, fields, file),
+    )
 
 
 def remembered(source: Path, kind: str, scan: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -82,12 +87,28 @@ def remembered(source: Path, kind: str, scan: Callable[[], npt.NDArray[Any]]) ->
     It is kept in the cache folder under the digest of the file's bytes and `kind`, which names
     all else that decides the numbers. Raises DataMissing for a file that cannot be read; StorageError.
     """
-    path = cache_dir().absolute() / "tables" / f"{digest([kind, _content(source)], length=32)}.npy"
-    try:
-        return _numbers(path)
-    except (OSError, ValueError):
-        write_atomic(path, lambda file: np.save(file, scan(), allow_pickle=False))
-        return _numbers(path)
+    return _kept(
+        f"{digest([kind, _content(source)], length=32)}.npy",
+        source,
+        _numbers,
+        lambda file: np.save(file, scan(), allow_pickle=False),
+    )
+
+
+def _kept(name: str, source: Path, read: Callable[[Path], Kept], write: Callable[[BinaryIO], object]) -> Kept:
+    """What is kept under a name in one's own cache or a shared one, else made in one's own."""
+    own, *others = (root.absolute() / TABLES / name for root in (cache_dir(), *shared_caches()))
+    for path in (own, *others):
+        try:
+            found = read(path)
+        except (StorageError, OSError, ValueError):
+            continue
+        if path == own:
+            touch(own)
+        return found
+    write_atomic(own, write)
+    write_text(own.with_suffix(SOURCE), str(source.absolute()))
+    return read(own)
 
 
 def _numbers(path: Path) -> npt.NDArray[Any]:
@@ -97,7 +118,7 @@ def _numbers(path: Path) -> npt.NDArray[Any]:
 
 def _content(source: Path) -> str:
     """The digest of a file's bytes."""
-    digests = Digests(cache_dir() / "digests.sqlite")
+    digests = Digests.of(cache_dir(), shared_caches())
     try:
         content = digests(source)
     except OSError as error:

@@ -112,7 +112,7 @@ def plan(recipe: Recipe, names: Sequence[str], options: TrainOptions) -> list[Pl
     for stage in reversed(recipe.stages):
         if stage.name in needed:
             needed |= set(stage.needs.values())
-    digests = Digests(options.cache_dir / "digests.sqlite")
+    digests = Digests.of(options.cache_dir)
     found: dict[str, Planned] = {}
     for stage in recipe.stages:
         if stage.name in needed:
@@ -255,7 +255,7 @@ def train(
     _require_ready(recipe, planned, options)
     if any(each.state == "to do" for each in planned):
         require_writable(options.output_dir, "the output folder")
-    digests = Digests(options.cache_dir / "digests.sqlite")
+    digests = Digests.of(options.cache_dir)
     for number, each in enumerate(planned, 1):
         clock = time.perf_counter()
         if each.state == "done":

@@ -24,7 +24,7 @@ LAYERS = [
     {"rerank"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train"},
-    {"comparison", "bisect", "exports"},
+    {"comparison", "bisect", "exports", "cache"},
     {"ablations", "failures"},
     {"boards", "gallery", "plots"},
     {"figures"},

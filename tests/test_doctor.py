@@ -115,7 +115,7 @@ def test_a_damaged_shard_is_named_and_left_alone(findings, tmp_path):
     finding = findings()["cache"]
     assert finding.verdict == "warn"
     assert finding.detail.startswith("1 of 2 shards are damaged")
-    assert finding.remedy == f"rm {shard.with_suffix('')}.*"
+    assert finding.remedy == f"harness cache verify --repair --cache-dir {tmp_path / 'cache'}"
     assert shard.exists()
 
 

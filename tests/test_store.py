@@ -110,7 +110,7 @@ def test_keys_ending_in_zero_bytes_are_told_apart(tmp_path):
     np.testing.assert_array_equal(again.rows(as_keys([b])).block(0, 1), rows(2)[1:])
 
 
-@pytest.mark.parametrize("how", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove", "manifest", "manifest-flip"])
 def test_a_damaged_shard_is_found_and_only_its_rows_are_missing(tmp_path, how):
     store = Store(tmp_path, IDENTITY)
     store.add(keys(*"abc"), rows(3))
@@ -125,16 +125,127 @@ def test_a_damaged_shard_is_found_and_only_its_rows_are_missing(tmp_path, how):
         shard.write_bytes(data[:-1])
     elif how == "remove":
         shard.unlink()
+    elif how == "manifest-flip":
+        manifest.write_text(
+            manifest.read_text().replace(keys("a").tobytes().hex(), keys("q").tobytes().hex())
+        )
     else:
         manifest.write_text(manifest.read_text()[:40])
-    again = Store(tmp_path, IDENTITY)
+    said = []
+    again = Store(tmp_path, IDENTITY, tell=said.append)
     assert again.missing(keys(*"abxy")).tolist() == [True, True, False, False]
-    assert again.damaged == [shard.stem]
+    (line,) = said
+    assert line.startswith(f"cache shard {shard} is damaged (")
+    assert again.damaged == [manifest]
     again.add(keys(*"abc"), rows(3))
     assert not Store(tmp_path, IDENTITY).missing(keys(*"abcxy")).any()
     np.testing.assert_array_equal(
         again.rows(keys("c", "y")).block(0, 2), np.stack([rows(3)[2], rows(2, seed=1)[1]])
     )
+
+
+def test_a_damaged_shard_whose_rows_come_back_in_other_shards_is_removed(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys(*"abc"), rows(3))
+    shard = next(store.folder.glob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    again = Store(tmp_path, IDENTITY)
+    assert again.missing(keys(*"abc")).all()
+    again.add(keys(*"ab"), rows(2))
+    assert not shard.exists()
+    assert Store(tmp_path, IDENTITY).damaged == []
+
+
+def test_a_shard_that_another_process_made_again_is_not_removed(tmp_path):
+    Store(tmp_path, IDENTITY).add(keys(*"abc"), rows(3))
+    shard = next((tmp_path / "embeddings").rglob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    one, other = Store(tmp_path, IDENTITY), Store(tmp_path, IDENTITY)
+    other.add(keys(*"abc"), rows(3))
+    one.add(keys("q"), rows(1))
+    assert not Store(tmp_path, IDENTITY).missing(keys(*"abcq")).any()
+
+
+def test_shared_caches_are_read_after_ones_own_and_never_written(tmp_path):
+    mine, theirs = rows(1), rows(3, seed=1)
+    Store(tmp_path / "shared", IDENTITY).add(keys(*"abc"), theirs)
+    Store(tmp_path / "shared", IDENTITY).add(keys("d"), rows(1, seed=2))
+    damaged = next(p for p in (tmp_path / "shared").rglob("*.npy") if np.load(p).shape[0] == 1)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    before = {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*") if p.is_file()}
+    Store(tmp_path / "own", IDENTITY).add(keys("a"), mine)
+    store = Store(tmp_path / "own", IDENTITY, shared=[tmp_path / "none", tmp_path / "shared"])
+    assert store.missing(keys(*"abcd")).tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(store.rows(keys("a", "c")).block(0, 2), np.stack([mine[0], theirs[2]]))
+    store.touch()
+    store.add(keys("d"), rows(1, seed=2))
+    assert not store.missing(keys(*"abcd")).any()
+    assert {p: p.read_bytes() for p in (tmp_path / "shared").rglob("*") if p.is_file()} == before
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.store._MAPPED", 2)
+    store = Store(tmp_path, IDENTITY)
+    every = rows(6)
+    for i in range(6):
+        store.add(keys(i), every[i : i + 1])
+    got = store.rows(keys(*range(6)))
+    for take in ([5, 0, 3], [1, 2, 4], [0, 5, 0]):
+        np.testing.assert_array_equal(got.take(np.array(take)), every[take])
+    assert len(got._maps) <= 2
+
+
+@pytest.mark.parametrize(
+    "span", [slice(0, 40), slice(3, 9), slice(9, 2, -1), slice(0, 40, 3), slice(0, 40, 13)]
+)
+def test_any_part_of_shards_comes_back(tmp_path, span):
+    store = Store(tmp_path, IDENTITY)
+    every = rows(40)
+    store.add(keys(*range(25)), every[:25])
+    store.add(keys(*range(25, 40)), every[25:])
+    wanted = list(range(40))[span]
+    got = store.rows(keys(*wanted))
+    np.testing.assert_array_equal(got.block(0, len(wanted)), every[wanted])
+    np.testing.assert_array_equal(got.take(np.arange(len(wanted))[::-1]), every[wanted[::-1]])
+
+
+def test_rows_that_go_while_they_are_in_use_are_one_clear_line(tmp_path):
+    store = Store(tmp_path, IDENTITY)
+    store.add(keys(*"abc"), rows(3))
+    got = store.rows(keys(*"abc"))
+    next(store.folder.glob("*.npy")).unlink()
+    for read in (lambda: got.block(0, 3), lambda: got.take(np.array([1]))):
+        with pytest.raises(
+            StorageError, match=r"\.npy was removed or cut while it was in use .*: run the same"
+        ):
+            read()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from harness.store import Store, as_keys
+for start in range(0, 60, int(sys.argv[2])):
+    here = range(start, min(60, start + int(sys.argv[2])))
+    keys = as_keys(f"{i:016d}".encode() for i in here)
+    store = Store(Path(sys.argv[1]), {"model": "m"})
+    store.missing(keys)
+    store.add(keys, np.array([[i, i + 1] for i in here], np.float16))
+"""
+
+
+def test_processes_that_write_the_same_keys_at_once_do_each_other_no_harm(tmp_path):
+    sizes = ("3", "3", "4")  # two write equal shards, one the same keys in others
+    running = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), size]) for size in sizes]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    store = Store(tmp_path, {"model": "m"})
+    wanted = as_keys(f"{i:016d}".encode() for i in range(60))
+    assert not store.missing(wanted).any()
+    assert store.damaged == []
+    np.testing.assert_array_equal(store.rows(wanted).block(0, 60)[:, 0], np.arange(60))
+    assert len(store) == 2 * 60  # equal shards fell into one
+    assert not list(store.folder.glob(".*.tmp"))
 
 
 def test_half_written_shards_are_not_seen(tmp_path):

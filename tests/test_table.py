@@ -278,7 +278,7 @@ def test_an_unchanged_file_is_not_read_again(source):
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert list(opened(source)) == first
     assert table_files() == [path]
-    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert path.stat().st_ino == before.st_ino
 
 
 def test_one_content_in_two_places_is_one_table_file(source, tmp_path):

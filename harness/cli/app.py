@@ -19,8 +19,10 @@ list_app = typer.Typer(
     no_args_is_help=True, help="What is installed: models, tasks, suites, recipes, plugins."
 )
 data_app = typer.Typer(no_args_is_help=True, help="The data sets below the data root.")
+cache_app = typer.Typer(no_args_is_help=True, help="The cache: what lies in it, is it sound, what can go.")
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 
 
 def _version(show: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +24,7 @@ from .shared import (
     ModelName,
     OutputDir,
     Quiet,
+    SharedCache,
     Split,
     SuiteNames,
     TaskNames,
@@ -37,6 +37,7 @@ from .shared import (
     size_in_bytes,
     stored_results,
     usable_device,
+    use_caches,
     words,
 )
 
@@ -122,6 +123,7 @@ def evaluate(
     data: Data = Path("data"),
     output_dir: OutputDir = Path("results/runs"),
     cache_dir: CacheDir = None,
+    shared_cache: SharedCache = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
@@ -163,12 +165,12 @@ def evaluate(
     if instructions not in INSTRUCTIONS:
         raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
     device = usable_device(device)
-    if cache_dir is not None:
-        os.environ["HARNESS_CACHE"] = str(cache_dir)  # tables of candidates are built there too
+    use_caches(cache_dir, shared_cache)
     options = EvalOptions(
         data=data,
         output_dir=output_dir,
         cache_dir=files.cache_dir(),
+        shared_caches=files.shared_caches(),
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),

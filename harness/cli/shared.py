@@ -45,6 +45,14 @@ CacheDir = Annotated[
         help="For embeddings, file digests and tables; default: ~/.cache/umr-harness.",
     ),
 ]
+SharedCache = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--shared-cache",
+        envvar="HARNESS_SHARED_CACHE",
+        help="A cache of others, read after one's own and never written; repeatable.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
 BatchTokens = Annotated[
     int | None,
@@ -98,6 +106,14 @@ def usable_device(name: str, ranks: Ranks | None = None) -> str:
         reason = str(error).splitlines()[0]
         raise HarnessError(f"device {name!r} cannot be used ({reason}): choose cpu, or auto") from error
     return name
+
+
+def use_caches(own: Path | None, shared: Sequence[Path] | None = None) -> None:
+    """Make these the caches of this process: tables of candidates are kept there too."""
+    if own is not None:
+        os.environ["HARNESS_CACHE"] = str(own)
+    if shared:
+        os.environ["HARNESS_SHARED_CACHE"] = os.pathsep.join(map(str, shared))
 
 
 def size_in_bytes(size: str) -> int:
