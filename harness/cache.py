@@ -11,7 +11,7 @@ import fnmatch
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from harness.errors import HarnessError, StorageError
-from harness.evaluate import Cached
+from harness.evaluate import (
+    EvalOptions,
+    Session,
+    joined,
+    load_collection,
+    open_model,
+    parts_of,
+    require_data,
+    require_readable,
+    segments,
+)
 from harness.files import storage_error, write_atomic, write_text
-from harness.store import IDENTITY, Shard, StoredRows, fault_of, manifests, read_shard
+from harness.model import ModelSpec
+from harness.store import IDENTITY, Keys, Shard, Store, StoredRows, fault_of, manifests, read_shard
 from harness.table import SOURCE, TABLES
+from harness.task import Task
 
 KINDS = ("embeddings", "pairs")
 SETTLED = 3600.0
@@ -209,6 +221,29 @@ def _bytes(path: Path) -> int:
     if path.is_dir():
         return sum(each.stat().st_size for each in path.iterdir() if each.is_file())
     return path.stat().st_size
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Where the vectors of a task lie: ids and keys of its queries and its pool, and the store."""
+
+    task: str
+    store: Store
+    queries: tuple[Sequence[str], Keys]
+    pool: tuple[Sequence[str], Keys]
+
+
+def cached(spec: ModelSpec, model_options: Mapping[str, str], task: Task, options: EvalOptions) -> Cached:
+    """Look up a task's vectors, whether they are there or not; loads no weights."""
+    require_data([task], options.data, options.protocol)
+    session = Session.start(options)
+    collection, _ = load_collection(task, options)
+    opened = open_model(spec, model_options, collection)
+    keyed = [session.keyed(items) for items in segments(parts_of(collection), opened.frontend)]
+    require_readable(keyed, skip_broken=False)
+    ids = [query.id for query in collection.queries]
+    pool = (collection.pool.ids, joined(keyed[1:]).keys)
+    return Cached(task.name, session.store(opened), (ids, keyed[0].keys), pool)
 
 
 def export(cached: Cached, folder: Path) -> dict[str, Any]:

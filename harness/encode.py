@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from harness.collection import Subset
 from harness.content import Image, Item, Text, Video
 from harness.digest import Digests
 from harness.errors import BadEmbedding, DataInvalid, HarnessError
+from harness.media import decoding
 from harness.model import Batch, Embedder, Frontend
 from harness.progress import progress
 from harness.store import Facts, Half, Keys, Store, key
@@ -67,12 +68,16 @@ class Stats:
     """Texts that the model's limit shortened, where its batches say so."""
     cost: int = 0
     padded_cost: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    """What was missing cost, by modality."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Stats) -> None:
         """Add up what the parts of a task took."""
         for name in ("items", "embedded", "batches", "cut", "cost", "padded_cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for modality, tokens in other.tokens.items():
+            self.tokens[modality] = self.tokens.get(modality, 0) + tokens
         for stage, seconds in other.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
@@ -151,9 +156,11 @@ def encode(
         return keyed, stats
     costs, readable, unreadable = [], [], {}
     for i in todo.tolist():
+        item = items[i]
         try:
-            costs.append(max(1, frontend.cost(items[i])))
+            costs.append(max(1, frontend.cost(item)))
             readable.append(i)
+            stats.tokens[item.modality] = stats.tokens.get(item.modality, 0) + costs[-1]
         except (DataInvalid, OSError) as error:
             unreadable[keyed.keys[i]] = str(error)
     stats.spend("cost", clock)
@@ -210,6 +217,25 @@ class _Prepared:
     batch: Batch
     broken: dict[int, str]
     seconds: float
+    decode: float
+    """Of the seconds, those that went into decoding pictures and clips."""
+
+    def pin_memory(self) -> _Prepared:
+        """The same in memory that a GPU copies from by itself; the loader's thread asks for it."""
+        return replace(self, batch=_pinned(self.batch))
+
+
+def _pinned(value: Any) -> Any:
+    """Arrays and tensors, wherever they are in mappings and sequences, in page-locked memory."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size:
+        return torch.from_numpy(np.require(value, requirements=["C", "W"])).pin_memory().numpy()
+    if type(value) is dict:
+        return {key: _pinned(each) for key, each in value.items()}
+    return type(value)(map(_pinned, value)) if type(value) in (list, tuple) else value
 
 
 class _Source:
@@ -223,11 +249,13 @@ class _Source:
         window, positions = planned
         start = time.perf_counter()
         broken: dict[int, str] = {}
-        try:
-            batch = self.frontend.prepare([self.items[i] for i in positions])
-        except (DataInvalid, OSError):
-            batch, positions, broken = self._salvage(positions)
-        return _Prepared(window, positions, batch, broken, time.perf_counter() - start)
+        with decoding() as decoded:
+            try:
+                batch = self.frontend.prepare([self.items[i] for i in positions])
+            except (DataInvalid, OSError):
+                batch, positions, broken = self._salvage(positions)
+        seconds = time.perf_counter() - start
+        return _Prepared(window, positions, batch, broken, seconds, sum(decoded))
 
     def _salvage(self, positions: Sequence[int]) -> tuple[Batch, list[int], dict[int, str]]:
         broken = {}
@@ -273,7 +301,8 @@ def _embed_all(
             source, planned(), worker_count(plan.items, options.workers), options.device
         ):
             clock = stats.spend("wait", clock)
-            stats.seconds["prepare"] = stats.seconds.get("prepare", 0.0) + prepared.seconds
+            stats.seconds["decode"] = stats.seconds.get("decode", 0.0) + prepared.decode
+            stats.seconds["prepare"] = stats.seconds.get("prepare", 0.0) + prepared.seconds - prepared.decode
             if left < 0:
                 current, left = prepared.window, len(sizes[prepared.window])
             if prepared.positions:

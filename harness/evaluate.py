@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import __version__
-from harness.collection import Collection, Subset, checked
+from harness.collection import Collection, checked
 from harness.content import Candidate, Item, Query, item, modality
 from harness.digest import Digests, digest, file_digest
-from harness.encode import EngineOptions, Keyed, Stats, broken_items, encode, key_items, missing_rows
+from harness.encode import EngineOptions, Keyed, Stats, broken_items, encode, key_items
 from harness.errors import (
     CheckpointMissing,
     DataMissing,
@@ -49,8 +49,9 @@ from harness.rerank import SCORES as PAIR_DTYPE
 from harness.result import RUN_SUFFIX, Result, Score, Status, Stored, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
 from harness.search import TORCH
+from harness.speed import Speed, actual, assumed, recorded
 from harness.statistics import mean_ci
-from harness.store import DTYPE, Keys, Store
+from harness.store import DTYPE, Store
 from harness.task import Protocol, Task, missing
 from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 
@@ -69,12 +70,12 @@ class EvalOptions:
     data: Path
     output_dir: Path
     cache_dir: Path
-    shared_caches: tuple[Path, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
     engine: EngineOptions = field(default_factory=EngineOptions)
     searcher: str = "torch"
     search_memory: int = 1 << 30
     overwrite: Overwrite = "only-missing"
+    shared_caches: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,12 @@ class Session:
 
     def store(self, opened: Opened) -> Store:
         return self._store(opened.id, opened.identity)
+
+    def speed(self, opened: Opened) -> Speed:
+        """What the results so far tell of this model on this device, else a rule of thumb."""
+        device = self.options.engine.device
+        a_result = self.options.output_dir / result_path(opened.name, opened.id, "task", "protocol")
+        return recorded(a_result.parent.parent, device_name(device)) or assumed(device)
 
     def embedder(self, opened: Opened) -> Embedder:
         if opened.id not in self._embedders:
@@ -279,14 +286,14 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
     clock = time.perf_counter()
     loaded: tuple[Collection, dict[str, int]] | None = None
     if opened is None:
-        loaded = _load(task, options)
+        loaded = load_collection(task, options)
         opened = open_model(spec, {}, loaded[0])
     path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
     stored = _stored(path, task, options.overwrite)
     if stored is not None or options.overwrite == "only-cache":
         return Outcome(task.name, stored)
     if loaded is None:
-        loaded = _load(task, options)
+        loaded = load_collection(task, options)
     seconds = {"load_task": time.perf_counter() - clock}
     started = datetime.datetime.now(datetime.UTC)
     result, run, outcomes = _measure(session, job, opened, task, *loaded, seconds)
@@ -348,7 +355,7 @@ def _evaluate_reranked(
     run: Run | None = None
     outcomes: Outcomes | None = None
     counts: dict[str, int] = {}
-    lacking = _lacking(retrieved[0], reranking.frontend.modalities) if retrieved else []
+    lacking = not_taken(retrieved[0], reranking.frontend.modalities) if retrieved else []
     if lacking:
         reason = f"{reranking.spec.name} does not take {' or '.join(lacking)} items"
         result = replace(result, status="unsupported", notes=(*plain.notes, reason))
@@ -393,7 +400,7 @@ def _retrieved(session: Session, opened: Opened, task: Task, plain: Result) -> t
     """
     if plain.status == "unsupported":
         return None
-    collection, _ = _load(task, session.options)
+    collection, _ = load_collection(task, session.options)
     if session.options.protocol.skip_broken:
         queries, pool, _ = _encode(session, opened, task.name, collection)
         if queries.broken or pool.broken:
@@ -514,7 +521,8 @@ def _stored(path: Path, task: Task, overwrite: Overwrite) -> Result | None:
     return None if lacking and overwrite == "only-missing" else result
 
 
-def _load(task: Task, options: EvalOptions) -> tuple[Collection, dict[str, int]]:
+def load_collection(task: Task, options: EvalOptions) -> tuple[Collection, dict[str, int]]:
+    """A task's collection under the options' protocol and limit, checked, and its counts."""
     collection = task.load(options.data, options.protocol)
     if options.protocol.limit is not None:
         collection = collection.limited(options.protocol.limit)
@@ -542,11 +550,12 @@ def _measure(
         counts=counts,
         check=opened.check,
     )
-    lacking = _lacking(collection, opened.frontend.modalities)
+    lacking = not_taken(collection, opened.frontend.modalities)
     if lacking:
         reason = f"{opened.name} does not take {' or '.join(lacking)} items"
         return replace(result, status="unsupported", notes=(reason,)), None, None
     wires: list[Check] = []
+    speed = session.speed(opened)
 
     def watch(items: Sequence[Item], keyed: Keyed, who: str) -> None:
         if not opened.check:
@@ -586,11 +595,37 @@ def _measure(
         analysis["tripwires"] = {check.name: _brief(check) for check in wires}
     notes += tuple(f"tripwire: {check}" for check in wires if check.bad)
     seconds["score"] = time.perf_counter() - clock
+    work = _work(stats, request)
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
     if stats.cut:
         made["texts_cut"] = stats.cut
-    result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance={"counts": made})
+    about = {"counts": made, "work": work, "plan": _compared(speed, work, seconds)}
+    result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance=about)
     return result, run, outcomes
+
+
+def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
+    """What was done, in the units that its time goes by: tokens of the missing items by modality, the
+    share of padding among all that were embedded, and the products of the search."""
+    scoped = request.scope
+    pairs = len(request.queries) * len(request.pool) if scoped is None else len(scoped.values)
+    return {
+        "tokens": stats.tokens,
+        "padding": round(1 - stats.cost / stats.padded_cost, 4) if stats.padded_cost else 0.0,
+        "dim": request.pool.dim,
+        "multiply_adds": pairs * request.pool.dim,
+    }
+
+
+def _compared(speed: Speed, work: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What `harness plan` would have said of this work just before it, beside what it took."""
+    planned = speed.seconds(work["tokens"], work["multiply_adds"], load="load" in seconds)
+    return {
+        "source": speed.source,
+        "within": speed.within,
+        "planned": {stage: round(s, 4) for stage, s in planned.items()},
+        "actual": {stage: round(s, 4) for stage, s in actual(seconds).items()},
+    }
 
 
 def _trip(wires: list[Check], new: Iterable[Check], task: Task, tell: Callable[[str], None]) -> None:
@@ -646,17 +681,18 @@ class _Items(Sequence[Item]):
         return item(thing, instructed=self.instructed)
 
 
-def _segments(parts: Iterable[Things], frontend: Frontend) -> list[_Items]:
+def segments(parts: Iterable[Things], frontend: Frontend) -> list[_Items]:
+    """Queries or candidates as a model sees them."""
     instructed = getattr(frontend, "reads_instructions", True)
     return [_Items(things, instructed) for things in parts]
 
 
-def _parts(collection: Collection) -> list[Things]:
+def parts_of(collection: Collection) -> list[Things]:
     """The queries, and each leaf of the pool: what is looked up and encoded at a time."""
     return [collection.queries, *collection.pool.leaves()]
 
 
-def _lacking(collection: Collection, modalities: Iterable[str]) -> list[str]:
+def not_taken(collection: Collection, modalities: Iterable[str]) -> list[str]:
     """The modalities of the collection that a model does not take."""
     return sorted(_modalities(collection) - set(modalities))
 
@@ -684,7 +720,7 @@ def _encode(
 
     `watch` sees the queries before any candidate is encoded, and the first part of the pool.
     """
-    (queries, *leaves), stats = embed(session, opened, _parts(collection), title=title, watch=watch)
+    (queries, *leaves), stats = embed(session, opened, parts_of(collection), title=title, watch=watch)
     return queries, joined(leaves), stats
 
 
@@ -703,13 +739,13 @@ def embed(
     """
     total = Stats()
     clock = time.perf_counter()
-    segments = _segments(parts, opened.frontend)
-    keyed = [session.keyed(items) for items in segments]
+    shown = segments(parts, opened.frontend)
+    keyed = [session.keyed(items) for items in shown]
     skip_broken = session.options.protocol.skip_broken
-    _refuse_broken(keyed, skip_broken)
+    require_readable(keyed, skip_broken)
     total.spend("look_up", clock)
     done = []
-    for number, (items, known) in enumerate(zip(segments, keyed, strict=True)):
+    for number, (items, known) in enumerate(zip(shown, keyed, strict=True)):
         who = "queries" if len(items) and items[0].role == "query" else "candidates"
         encoded, stats = encode(
             items,
@@ -725,11 +761,12 @@ def embed(
         done.append(encoded)
         if number < 2:
             watch(items, encoded, who)
-    _refuse_broken(done, skip_broken)
+    require_readable(done, skip_broken)
     return done, total
 
 
-def _refuse_broken(keyed: Sequence[Keyed], skip_broken: bool) -> None:
+def require_readable(keyed: Sequence[Keyed], skip_broken: bool) -> None:
+    """Raise DataInvalid that names the items without a key, unless they may be left out."""
     reasons = [why for part in keyed for why in part.broken.values()]
     if reasons and not skip_broken:
         raise broken_items(reasons)
@@ -882,13 +919,12 @@ def _provenance(
 ) -> dict[str, Any]:
     import torch
 
-    device = options.engine.device
     return {
         "harness": __version__,
         "git": git_state(),
         "python": platform.python_version(),
         "libraries": library_versions("torch", "transformers", "numpy", "pillow"),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        "device": device_name(options.engine.device),
         "threads": torch.get_num_threads(),
         "dtype": identity.get("dtype", "unknown"),
         "seed": options.protocol.seed,
@@ -899,6 +935,13 @@ def _provenance(
         "seconds": {stage: round(s, 4) for stage, s in seconds.items()},
         **more,
     }
+
+
+def device_name(device: str) -> str:
+    """The name of a GPU, or of the processor's architecture."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
 
 
 def git_state() -> dict[str, Any] | None:
@@ -917,67 +960,3 @@ def git_state() -> dict[str, Any] | None:
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """Where the vectors of a task lie: ids and keys of its queries and its pool, and the store."""
-
-    task: str
-    store: Store
-    queries: tuple[Sequence[str], Keys]
-    pool: tuple[Sequence[str], Keys]
-
-
-def cached(spec: ModelSpec, model_options: Mapping[str, str], task: Task, options: EvalOptions) -> Cached:
-    """Look up a task's vectors, whether they are there or not; loads no weights."""
-    require_data([task], options.data, options.protocol)
-    session = Session.start(options)
-    collection, _ = _load(task, options)
-    opened = open_model(spec, model_options, collection)
-    keyed = [session.keyed(items) for items in _segments(collection, opened.frontend)]
-    _refuse_broken(keyed, skip_broken=False)
-    ids = [query.id for query in collection.queries]
-    pool = (collection.pool.ids, _joined(keyed[1:]).keys)
-    return Cached(task.name, session.store(opened), (ids, keyed[0].keys), pool)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one task would cost: counts before anything is encoded."""
-
-    task: str
-    queries: int
-    candidates: int
-    to_encode: int
-    tokens: int
-    state: str
-
-
-def plan(
-    catalog: Catalog,
-    spec: ModelSpec,
-    model_options: Mapping[str, str],
-    tasks: Sequence[Task],
-    options: EvalOptions,
-) -> list[Plan]:
-    """What `evaluate` would do, without loading weights or writing anything."""
-    catalog.searcher(options.searcher)
-    require_data(tasks, options.data, options.protocol)
-    session = Session.start(options)
-    plans = []
-    shared = None if spec.check else open_model(spec, model_options)
-    for task in tasks:
-        protocol_id = digest(task.fingerprint(options.protocol, task_files(task, options, session.digests)))
-        collection, counts = _load(task, options)
-        opened = shared or open_model(spec, {}, collection)
-        path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
-        lacking = _modalities(collection) - set(opened.frontend.modalities)
-        segments = [] if lacking else _segments(_parts(collection), opened.frontend)
-        store = session.store(opened)
-        todo = [Subset(items, missing_rows(session.keyed(items), store)) for items in segments]
-        tokens = sum(max(1, opened.frontend.cost(i)) for part in todo for i in part)
-        state = "unsupported" if lacking else "done" if path.exists() else "to do"
-        left = sum(map(len, todo))
-        plans.append(Plan(task.name, counts["queries"], counts["candidates"], left, tokens, state))
-    return plans

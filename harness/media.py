@@ -10,12 +10,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from harness.errors import DataInvalid, HarnessError
 if TYPE_CHECKING:
     import PIL.Image
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Choose = Callable[[int, float], list[int]]
@@ -42,6 +45,35 @@ DECORD_CODECS = frozenset({"h264", "vp9"})
 """What decord 0.6 reads right, as long as every key frame starts anew."""
 
 
+_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)
+
+
+@contextmanager
+def decoding() -> Iterator[list[float]]:
+    """Collects the seconds of every picture and clip that is decoded inside."""
+    seconds: list[float] = []
+    token = _spent.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _spent.reset(token)
+
+
+def _timed(decode: Callable[P, T]) -> Callable[P, T]:
+    @wraps(decode)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+        start = perf_counter()
+        try:
+            return decode(*args, **kwargs)
+        finally:
+            seconds = _spent.get()
+            if seconds is not None:
+                seconds.append(perf_counter() - start)
+
+    return timed
+
+
+@_timed
 def open_picture(image: Image) -> PIL.Image.Image:
     """The picture as RGB: cropped, at most 200:1, within `max_pixels`; first frame if animated.
 
@@ -160,6 +192,7 @@ def frame_count(video: Video, *, count: int = DEFAULT_FRAMES) -> int:
     return len(_wanted(info.frames, info.fps, video, count))
 
 
+@_timed
 def frames(video: Video, *, count: int = DEFAULT_FRAMES) -> list[PIL.Image.Image]:
     """The sampled frames as RGB pictures, in order; `count` counts where the clip pins nothing.
 

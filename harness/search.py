@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -393,11 +394,7 @@ def _plan(request: SearchRequest, k: int) -> _Plan:
     width = _width(k)
     group = min(n, request.memory // 4 // (8 * width + 32))
 
-    def cost(queries: int, tile: int) -> int:
-        # Two blocks of float16, the tile in float32 and, for degenerate pools, in float64; scores,
-        # scratch and lists of hits; the copies that a compression of the running results makes.
-        return tile * dim * 16 + queries * (dim * 12 + tile * 24 + width * 40)
-
+    cost = partial(_tile_bytes, dim, width)
     tile = min(_TILE, -(-max(1, len(request.pool)) // _GROUP) * _GROUP)
     queries = min(max(1, group), _TILE if request.device.startswith("cuda") else _TILE // 4)
     while cost(queries, tile) > request.memory // 2 and (queries > 1 or tile > _GROUP):
@@ -412,6 +409,20 @@ def _plan(request: SearchRequest, k: int) -> _Plan:
             f" the budget is {request.memory // 1024} KiB: raise --search-memory"
         )
     return _Plan(group, queries, tile, _gather_rows(request))
+
+
+def _tile_bytes(dim: int, width: int, queries: int, tile: int) -> int:
+    """Two blocks of float16, the tile in float32 and, for degenerate pools, in float64; scores,
+    scratch and lists of hits; the copies that a compression of the running results makes."""
+    return tile * dim * 16 + queries * (dim * 12 + tile * 24 + width * 40)
+
+
+def peak_memory(queries: int, candidates: int, dim: int, k: int, memory: int) -> int:
+    """Bytes that the built-in search takes at most on a CPU: what of its budget `memory` it can use, the
+    queries in float16, and the results."""
+    tile = min(_TILE, -(-max(1, candidates) // _GROUP) * _GROUP)
+    tiles = 2 * _tile_bytes(dim, _width(k + 1), min(queries, _TILE // 4), tile)
+    return min(memory, tiles + queries * 8 * _width(k + 1)) + queries * (2 * dim + 16 * (k + 1))
 
 
 def _width(k: int) -> int:

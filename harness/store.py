@@ -185,6 +185,11 @@ def _unreadable(error: OSError) -> str:
     return f"it cannot be read ({(error.strerror or str(error)).lower()})"
 
 
+def row_bytes(dim: int) -> int:
+    """Bytes of a stored embedding: the row, and its key, norm and count in the manifest."""
+    return dim * np.dtype(DTYPE).itemsize + 44
+
+
 def _check(about: Mapping[str, Any]) -> int:
     """A checksum of a manifest's other entries."""
     return zlib.crc32(json.dumps({k: about[k] for k in sorted(about) if k != "check"}).encode())

@@ -164,9 +164,13 @@ class ClipEmbedder:
         rows = []
         with torch.inference_mode():
             if len(batch["tokens"]):
-                rows.append(self.model.encode_text(torch.from_numpy(batch["tokens"]).to(self.device)))
+                rows.append(
+                    self.model.encode_text(
+                        torch.from_numpy(batch["tokens"]).to(self.device, non_blocking=True)
+                    )
+                )
             if len(batch["pictures"]):
-                pictures = torch.from_numpy(batch["pictures"]).to(self.device, self.dtype)
+                pictures = torch.from_numpy(batch["pictures"]).to(self.device, self.dtype, non_blocking=True)
                 rows.append(self.model.encode_image(pictures))
         return fuse(rows, layout)
 

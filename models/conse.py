@@ -129,7 +129,9 @@ class ConseEmbedder:
         import torch
 
         with torch.inference_mode():
-            values = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).to(self.dtype)
+            values = (
+                torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(self.dtype)
+            )
             logits = self.classifier((values - 127) / 128).float()
             weights, classes = torch.softmax(logits / TEMPERATURE, dim=1).topk(CLASSES, dim=1)
             return torch.einsum("pk,pkd->pd", weights, self.class_vectors[classes])

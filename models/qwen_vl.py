@@ -213,7 +213,7 @@ def last_states(
     ):
         if not len(grids):
             continue
-        pixels = normalised(vision, torch.from_numpy(patches).to(device), still=kind == 1)
+        pixels = normalised(vision, torch.from_numpy(patches).to(device, non_blocking=True), still=kind == 1)
         found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device))
         embedded = embedded.index_put((kinds == kind,), _joined_tokens(found.pooler_output).to(dtype))
         if deepstack:

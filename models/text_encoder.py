@@ -143,7 +143,9 @@ class TextEncoder:
             row[: len(known)] = torch.tensor(known)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
         with torch.inference_mode():
-            states = self.model(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            states = self.model(
+                input_ids=ids.to(self.device, non_blocking=True), attention_mask=mask
+            ).last_hidden_state
             weights = mask[..., None].float()
             return normalize((states.float() * weights).sum(1) / weights.sum(1), dim=-1)
 

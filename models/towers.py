@@ -175,14 +175,16 @@ class Towers:
         import torch
 
         with torch.inference_mode():
-            rows = self.model.get_text_features(input_ids=torch.from_numpy(ids).to(self.device))
+            rows = self.model.get_text_features(
+                input_ids=torch.from_numpy(ids).to(self.device, non_blocking=True)
+            )
         return rows.pooler_output.float()  # type: ignore[no-any-return]
 
     def pictures(self, pixels: npt.NDArray[np.float32]) -> Tensor:
         """[P, D] float32 from [P, 3, height, width]."""
         import torch
 
-        values = torch.from_numpy(pixels).to(self.device, self.model.dtype)
+        values = torch.from_numpy(pixels).to(self.device, self.model.dtype, non_blocking=True)
         with torch.inference_mode():
             rows = self.model.get_image_features(pixel_values=values)
         return rows.pooler_output.float()  # type: ignore[no-any-return]

@@ -187,7 +187,9 @@ class FeatureFusion:
         shown = [np.flatnonzero(owner == i) + 1 for i in range(len(batch["ids"]))]
         places = [place if len(place) else np.zeros(1, np.int64) for place in shown]
         counts = np.array([len(place) for place in places])
-        ids, mask = (torch.from_numpy(batch[key]).to(self.device) for key in ("ids", "mask"))
+        ids, mask = (
+            torch.from_numpy(batch[key]).to(self.device, non_blocking=True) for key in ("ids", "mask")
+        )
         rows = torch.zeros(len(places), self.text.config.hidden_size)
         with torch.inference_mode():
             seen = self._seen(batch["pictures"])

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from harness.cache import Rule, delete, export, garbage, stores, tables, verify
+from harness.cache import Rule, cached, delete, export, garbage, stores, tables, verify
 from harness.errors import HarnessError
-from harness.evaluate import cached, evaluate
+from harness.evaluate import evaluate
 from harness.store import Store, as_keys
 from toys import Toy, catalog, collection, places, spec, task
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,18 @@ def test_the_second_run_keeps_results_and_says_so(cli):
 def test_timings_and_verbose_say_more(cli):
     code, _, err = eval_random(cli, "--timings", "-v")
     assert code == 0
-    for word in ("look_up", "embed", "search", "score", "demo__text-to-image"):
+    for word in (
+        "look_up",
+        "wait",
+        "decode",
+        "prepare",
+        "embed",
+        "store",
+        "search",
+        "score",
+        "padding",
+        " %",
+    ):
         assert word in err
 
 
@@ -159,12 +171,35 @@ def test_plan_counts_and_writes_nothing(cli, tmp_path):
     assert code == 0
     rows = json.loads(out)
     assert {row["state"] for row in rows} == {"to do"}
-    assert all(row["to_encode"] > 0 for row in rows)
+    assert all(row["to_encode"] > 0 for row in rows if row["task"].startswith("demo/"))
+    assert all(row["to_encode"] == 0 for row in rows if row["task"].startswith("demo-global/"))
     assert not (tmp_path / "results").exists()
     _, dry, _ = cli("eval", "-m", "random", "-s", "demo", "--dry-run", "--json")
     assert json.loads(dry) == rows
     code, out, _ = cli("plan", "-m", "random", "-t", "demo/composed")
     assert out.split()[:2] == ["task", "queries"]
+    assert "1 device (assumed, nothing measured yet, within a factor of 10)" in out
+    assert "price" not in out
+
+
+def test_a_plan_for_several_devices_has_a_price(cli):
+    asked = ("plan", "-m", "random", "-t", "demo/composed", "--devices", 4, "--gpu-hour-price", 3600)
+    code, out, _ = cli(*asked)
+    assert code == 0
+    assert re.search(r"to encode: \d+ image, \d+ image,text; [\d,]+ tokens", out)
+    (row,) = json.loads(cli(*asked, "--json")[1])
+    one, four = row["devices"]["1"], row["devices"]["4"]
+    seconds = row["seconds"]
+    assert one["seconds"] == pytest.approx(sum(seconds.values()), abs=1e-3)
+    assert four["seconds"] == pytest.approx(sum(seconds.values()) - 0.75 * seconds["encode"], abs=1e-3)
+    assert (one["price"], four["price"]) == pytest.approx((one["seconds"], 4 * four["seconds"]), abs=0.01)
+
+
+def test_a_probe_measures_what_is_left_and_keeps_nothing(cli, tmp_path):
+    code, out, _ = cli("plan", "-m", "random", "-t", "demo/composed", "--probe", "--cache-dir", "c")
+    assert code == 0
+    assert "a probe of this device, within a factor of 1.5" in out
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_leaderboard_in_every_format_and_into_a_file(cli, tmp_path):
@@ -234,7 +269,7 @@ def test_version_and_help(cli):
     for flag in ("--model", "--model-arg", "--tasks", "--suite", "--data", "--output-dir", "--cache-dir",
                  "--device", "--batch-tokens", "--workers", "--searcher", "--search-memory", "--split",
                  "--prompt-profile", "--instructions", "--seed", "--limit", "--skip-broken",
-                 "--overwrite-strategy", "--timings", "--dry-run"):  # fmt: skip
+                 "--overwrite-strategy", "--timings", "--dry-run", "--shared-cache"):  # fmt: skip
         assert flag in out
 
 

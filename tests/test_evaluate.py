@@ -15,7 +15,7 @@ import pytest
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Query, Text, Video
 from harness.errors import DataMissing, NoSuchInstruction, ResultConflict, StorageError
-from harness.evaluate import evaluate, plan
+from harness.evaluate import evaluate
 from harness.files import write_text
 from harness.hookspecs import hookimpl
 from harness.metrics import MAP, NDCG, Hit
@@ -411,17 +411,6 @@ def test_exporters_see_result_run_and_folder(tmp_path):
     assert seen == [("toys/a", True)]
     evaluate(known, models[0], {}, tasks, places(tmp_path))
     assert len(seen) == 1  # nothing was evaluated the second time
-
-
-def test_the_plan_counts_what_is_left_without_writing_results(tmp_path):
-    models, tasks = [spec(Toy())], [task(echo, "toys/a"), task(lambda: echo(8), "toys/b")]
-    known = catalog(models, tasks)
-    before = plan(known, models[0], {}, tasks, places(tmp_path))
-    assert [(p.to_encode, p.state) for p in before] == [(12, "to do"), (16, "to do")]
-    assert not (tmp_path / "runs").exists()
-    evaluate(known, models[0], {}, tasks[:1], places(tmp_path))
-    after = plan(known, models[0], {}, tasks, places(tmp_path))
-    assert [(p.to_encode, p.state) for p in after] == [(0, "done"), (4, "to do")]
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen:

@@ -153,15 +153,17 @@ def cache_export(
     shared_cache: SharedCache = None,
 ) -> None:
     """Write the cached vectors of tasks as .npy files with the ids of their rows, for other tools."""
-    from harness.cache import export
-    from harness.evaluate import EvalOptions, cached
+    from harness.cache import cached, export
+    from harness.evaluate import EvalOptions
     from harness.hub import shown
     from harness.task import Protocol
 
     catalog = installed()
     spec, given = catalog.model(model), options_of(model_arg)
     use_caches(cache_dir, shared_cache)
-    options = EvalOptions(data, out, files.cache_dir(), files.shared_caches(), Protocol(split=split))
+    options = EvalOptions(
+        data, out, files.cache_dir(), Protocol(split=split), shared_caches=files.shared_caches()
+    )
     chosen = catalog.select(words(tasks), [])
     if not chosen:
         raise HarnessError("nothing to export: name tasks with --tasks")
