@@ -39,7 +39,7 @@ class Speed:
         slowest = min(self.tokens.values())
         return {
             "load": self.load if load else 0.0,
-            "encode": sum(n / self.tokens.get(modality, slowest) for modality, n in tokens.items()),
+            "encode": sum(n / self.tokens.get(modality, slowest) for modality, n in tokens.items()) + 0.0,
             "search": max(self.search_least, multiply_adds / self.search) if multiply_adds else 0.0,
         }
 

@@ -179,3 +179,10 @@ def test_unsupported_tasks_cost_nothing(tmp_path, media):
     only_texts = Toy(modalities=frozenset({"text"}))
     (one,) = planned(tmp_path, [task(lambda: collection(3, candidates=pool), metrics=(Hit(1),))], only_texts)
     assert (one.state, one.to_encode, one.on(1)) == ("unsupported", 0, 0.0)
+
+
+def test_only_the_task_that_loads_the_weights_tells_of_it(tmp_path):
+    tasks = [task(lambda: collection(6), "toys/a"), task(lambda: collection(8), "toys/b")]
+    toy = spec(Toy())
+    outcomes = evaluate(catalog([toy], tasks), toy, {}, tasks, places(tmp_path))
+    assert ["load" in o.result.provenance["seconds"] for o in outcomes] == [True, False]
