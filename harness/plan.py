@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from harness.collection import Collection, Subset
 from harness.content import Item
 from harness.digest import digest
 from harness.encode import encode, key_items, missing_rows
+from harness.errors import NoSuchInstruction
 from harness.evaluate import (
+    INSTRUCTIONS,
     EvalOptions,
     Opened,
     Session,
@@ -72,6 +74,7 @@ class Plan:
 class _Left:
     """What a task leaves to encode, and the model that would."""
 
+    name: str
     task: Task
     opened: Opened
     collection: Collection
@@ -99,7 +102,7 @@ def plan(
     session = Session.start(options)
     shared = None if spec.check else open_model(spec, model_options)
     claimed: dict[str, Keys] = {}
-    left = [_left(session, spec, shared, task, claimed) for task in tasks]
+    left = [each for task in tasks for each in _lefts(session, spec, shared, task, claimed)]
     speeds: dict[str, Speed] = {}
     for each in left if probe else ():
         if each.counts and each.opened.id not in speeds:
@@ -107,6 +110,24 @@ def plan(
             speeds[each.opened.id] = _probe(session, each.opened, _evenly(parts, PROBE))
     loaded: set[str] = set()
     return [_planned(session, each, speeds.get(each.opened.id), loaded) for each in left]
+
+
+def _lefts(
+    session: Session, spec: ModelSpec, shared: Opened | None, task: Task, claimed: dict[str, Keys]
+) -> Iterator[_Left]:
+    """A task, or one with each of its instructions where all are asked for."""
+    options = session.options
+    if options.protocol.instructions != "all":
+        yield _left(session, spec, shared, task, claimed)
+        return
+    for number in INSTRUCTIONS:
+        protocol = replace(options.protocol, instructions=number)
+        single = replace(session, options=replace(options, protocol=protocol))
+        try:
+            left = _left(single, spec, shared, task, claimed)
+        except NoSuchInstruction:
+            return
+        yield replace(left, name=f"{task.name} (instruction {number})")
 
 
 def _left(
@@ -134,7 +155,7 @@ def _left(
             counts[item.modality] = counts.get(item.modality, 0) + 1
             tokens[item.modality] = tokens.get(item.modality, 0) + max(1, opened.frontend.cost(item))
     state = "unsupported" if lacking else "done" if done else "to do"
-    return _Left(task, opened, collection, state, parts, tokens, counts)
+    return _Left(task.name, task, opened, collection, state, parts, tokens, counts)
 
 
 def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[str]) -> Plan:
@@ -154,7 +175,7 @@ def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[st
     count = sum(left.counts.values())
     deepest = min(candidates, max([DEPTH, *(m.k or 1 for m in left.task.metrics)]))
     return Plan(
-        task=left.task.name,
+        task=left.name,
         queries=queries,
         candidates=candidates,
         to_encode=count,

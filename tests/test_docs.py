@@ -70,7 +70,7 @@ COMMANDS = sorted(
 def test_the_commands_of_the_readmes_exist_with_their_flags(command, monkeypatch, capsys):
     words = shlex.split(command)
     verbs = [w for w in words[1:3] if not w.startswith("-")]
-    verbs = verbs[: 2 if words[1] == "list" else 1]
+    verbs = verbs[: 2 if words[1] in ("list", "data", "cache") else 1]
     monkeypatch.setattr(sys, "argv", ["harness", *verbs, "--help"])
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
@@ -81,15 +81,16 @@ def test_the_commands_of_the_readmes_exist_with_their_flags(command, monkeypatch
         assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", shown), f"{command}: no {flag}"
 
 
-def test_the_commands_on_reading_numbers_run_one_after_another(cli):
+@pytest.mark.parametrize("title", ["How to read the numbers", "Time and the cache"])
+def test_the_commands_of_these_sections_run_one_after_another(cli, title):
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    section = page.partition("## How to read the numbers")[2].partition("\n## ")[0]
+    section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     for line in block.splitlines():
         words = shlex.split(line, comments=True)[1:]
         code, out, err = cli(*words, *(["--workers", "0", "-q"] if words[0] == "eval" else []))
         assert code == 0, f"{line}: {err}"
-        assert out
+        assert out, line
 
 
 def test_the_commands_that_look_at_results_work(cli):

@@ -5,6 +5,7 @@ import pytest
 
 from harness.collection import Collection, Pool
 from harness.content import Candidate, Image, Query, Text
+from harness.errors import NoSuchInstruction
 from harness.evaluate import evaluate
 from harness.metrics import Hit
 from harness.plan import plan
@@ -186,3 +187,22 @@ def test_only_the_task_that_loads_the_weights_tells_of_it(tmp_path):
     toy = spec(Toy())
     outcomes = evaluate(catalog([toy], tasks), toy, {}, tasks, places(tmp_path))
     assert ["load" in o.result.provenance["seconds"] for o in outcomes] == [True, False]
+
+
+def test_all_instructions_are_a_row_each(tmp_path):
+    def load(data, protocol):
+        if int(protocol.instructions) > 3:
+            raise NoSuchInstruction("there is no fourth")
+        made = collection(6)
+        queries = [dataclasses.replace(q, instruction=f"Way {protocol.instructions}.") for q in made.queries]
+        return dataclasses.replace(made, queries=queries)
+
+    made = dataclasses.replace(task(collection), load=load)
+    toy, options = spec(Toy()), places(tmp_path)
+    every = dataclasses.replace(options, protocol=dataclasses.replace(options.protocol, instructions="all"))
+    rows = plan(catalog([toy], [made]), toy, {}, [made], every)
+    assert [(row.task, row.to_encode) for row in rows] == [
+        ("toys/a (instruction 1)", 12),
+        ("toys/a (instruction 2)", 6),
+        ("toys/a (instruction 3)", 6),
+    ]
