@@ -17,6 +17,7 @@ from harness.errors import DataInvalid, HarnessError
 from harness.media import (
     ClipInfo,
     clip_info,
+    decoding,
     frame_count,
     frames,
     open_picture,
@@ -355,3 +356,16 @@ def test_without_a_reader_the_remedy_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(HarnessError, match=r"pip install 'umr-harness\[video\]'"):
         frames(Video(tmp_path / "clip.mp4"))
+
+
+def test_decoding_is_timed_where_somebody_asks(media):
+    open_picture(Image(media / "p0.png"))
+    with decoding() as seconds:
+        open_picture(Image(media / "p0.png"))
+        open_picture(Image(media / "p1.png"))
+        with pytest.raises(DataInvalid):
+            open_picture(Image(media / "none.png"))
+    assert len(seconds) == 3
+    assert sum(seconds) > 0
+    open_picture(Image(media / "p2.png"))
+    assert len(seconds) == 3

@@ -297,6 +297,23 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path):
     assert Digests(memory)(file) == file_digest(file)
 
 
+def test_digests_of_a_shared_cache_are_used_and_never_written(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    theirs = Digests.of(tmp_path / "theirs")
+    theirs(file)
+    theirs.save()
+    stamp, before = file.stat(), (tmp_path / "theirs" / "digests.sqlite").read_bytes()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    mine = Digests.of(tmp_path / "mine", [tmp_path / "none", tmp_path / "theirs"])
+    assert mine(file) == theirs(file)  # same size and time: the file was not read
+    file.write_bytes(b"three")
+    assert mine(file) == file_digest(file)
+    mine.save()
+    assert (tmp_path / "theirs" / "digests.sqlite").read_bytes() == before
+
+
 def test_a_database_that_cannot_be_used_costs_only_time(tmp_path):
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
