@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import shutil
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -16,8 +14,8 @@ from harness import files
 from harness.errors import HarnessError, UnknownName
 
 from .app import app
+from .plans import print_plans
 from .shared import (
-    GAP,
     BatchTokens,
     CacheDir,
     Data,
@@ -45,7 +43,6 @@ from .shared import (
 
 if TYPE_CHECKING:
     from harness.evaluate import EvalOptions, Outcome, Reranking
-    from harness.plan import Plan
     from harness.registry import Catalog
     from harness.task import Suite, Task
 
@@ -199,7 +196,7 @@ def evaluate(
         from harness.plan import plan as make_plan
 
         plans = make_plan(catalog, spec, given, chosen, options, probe=probe)
-        _print_plan(plans, devices, gpu_hour_price, options.cache_dir, as_json)
+        print_plans(plans, devices, gpu_hour_price, options.cache_dir, as_json)
         return
     try:
         outcomes = run_evaluation(catalog, spec, given, chosen, options, reranking=reranking, tell=say)
@@ -311,77 +308,3 @@ def _print_timings(outcomes: Sequence[Outcome]) -> None:
         for r in made
     ]
     say(tabulate(rows, headers=["seconds", *stages, "padding"], tablefmt="plain", floatfmt=".2f"))
-
-
-def _print_plan(
-    plans: Sequence[Plan], devices: int, price: float | None, cache_dir: Path, as_json: bool
-) -> None:
-    from harness.hub import shown
-
-    counts = sorted({1, devices})
-    seconds = {n: sum(each.on(n) for each in plans) for n in counts}
-    if as_json:
-        rows = [_plan_row(each, counts, price) for each in plans]
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    from tabulate import tabulate
-
-    heads = ("task", "queries", "candidates", "state", "to encode", "tokens", "disk", "search memory", "time")
-    table = [
-        (e.task, e.queries, e.candidates, e.state, e.to_encode, e.tokens, *sizes, _time(e.on(1)))
-        for e in plans
-        for sizes in [(_size(e.disk), _size(e.search_memory))]
-    ]
-    typer.echo(tabulate(table, headers=heads, tablefmt="simple", intfmt=","))
-    modalities: dict[str, int] = {}
-    for each in plans:
-        for modality, n in each.modalities.items():
-            modalities[modality] = modalities.get(modality, 0) + n
-    left = ", ".join(f"{n:,} {modality}" for modality, n in sorted(modalities.items())) or "nothing"
-    disk = None if any(e.disk is None for e in plans) else sum(e.disk or 0 for e in plans)
-    memory = max((e.search_memory for e in plans if e.search_memory is not None), default=None)
-    typer.echo(f"to encode: {left}; {sum(e.tokens for e in plans):,} tokens")
-    free = shown(_free(cache_dir))
-    typer.echo(f"disk: {_size(disk)} below {cache_dir}, {free} free; search: up to {_size(memory)}")
-    times = ", ".join(f"{_time(seconds[n])} on {n} device{'s' * (n > 1)}" for n in counts)
-    basis = dict.fromkeys(f"{e.source}, within a factor of {e.within:g}" for e in plans if e.on(1))
-    typer.echo(f"time: {times}" + (f" ({'; '.join(basis)})" if basis else ""))
-    if price is not None:
-        costs = ", ".join(f"{_money(seconds[n], n, price):,.2f} on {n}" for n in counts)
-        typer.echo(f"price: {costs}")
-
-
-def _plan_row(plan: Plan, counts: Sequence[int], price: float | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    on = {
-        str(n): {
-            "seconds": round(plan.on(n), 3),
-            "price": None if price is None else round(_money(plan.on(n), n, price), 4),
-        }
-        for n in counts
-    }
-    return {**asdict(plan), "devices": on}
-
-
-def _money(seconds: float, devices: int, price: float) -> float:
-    return seconds / 3600 * devices * price
-
-
-def _size(size: int | None) -> str:
-    from harness.hub import shown
-
-    return GAP if size is None else shown(size)
-
-
-def _free(folder: Path) -> int:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _time(seconds: float) -> str:
-    """ "0.4 s", "12 min", "5.2 h" """
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
