@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import TypeVar
 
 from harness.errors import HarnessError, ResultConflict
 from harness.leaderboard import column_metric, percent, plain
@@ -26,11 +25,8 @@ from harness.statistics import (
     rank_intervals,
     score,
     sum_ci,
-    tied,
 )
 from harness.task import Suite, Task
-
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,31 +161,6 @@ def average(
         asked = outcomes[task].queries
         strata[asked] = strata.get(asked, 0.0) + weight * _values(outcomes[task], one, task)
     return list(strata.values())
-
-
-def ties(
-    suite: Suite, tasks: Mapping[str, Task], outcomes: Mapping[K, Mapping[str, Outcomes]]
-) -> list[frozenset[K]]:
-    """The rows that cannot be told from the best one: for each column of the suite, then for its average.
-
-    `outcomes` are each row's, sorted, by task. A row that lacks a task, or was scored on other queries
-    than the best, is in no set.
-    """
-    columns = [replace(suite, columns=(replace(c, in_average=True),)) for c in suite.columns]
-    return [_ties(each, tasks, outcomes) for each in (*columns, suite)]
-
-
-def _ties(
-    suite: Suite, tasks: Mapping[str, Task], outcomes: Mapping[K, Mapping[str, Outcomes]]
-) -> frozenset[K]:
-    averages = {row: average(suite, tasks, mine) for row, mine in outcomes.items()}
-    found = {row: strata for row, strata in averages.items() if strata is not None}
-    if not found:
-        return frozenset()
-    counted = {task for column in suite.columns if column.in_average for task in column.tasks}
-    best = outcomes[max(found, key=lambda row: score(found[row]))]
-    alike = [row for row in found if all(outcomes[row][t].queries == best[t].queries for t in counted)]
-    return tied({row: found[row] for row in alike})
 
 
 def _weights(

@@ -34,6 +34,19 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What the outcomes of the queries say of a score beside the others of its column and block.
+
+    ci95: its interval where it is a mean of several tasks. tied: the best row's label, where this one
+    cannot be told from it. rank: the best and the worst that tests of all pairs leave possible.
+    """
+
+    ci95: tuple[float, float] | None = None
+    tied: str | None = None
+    rank: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One model under one identity and one set of protocol choices, or one that a paper reports.
 
@@ -62,6 +75,20 @@ class Row:
     """For each column the results behind its value; a published row has none."""
     published: tuple[Reported | None, ...] = ()
     """For each column the number behind its value; a row of ours has none."""
+    standings: tuple[Standing | None, ...] = ()
+    """For each column, then for the average; filled by `harness.standing`."""
+
+    def interval(self, column: int, key: str) -> tuple[float, float] | None:
+        """The 95 % interval of a column's value under its metric."""
+        results = self.scored[column] if self.scored else ()
+        if len(results) == 1 and key in results[0].metrics:
+            return results[0].metrics[key].ci95
+        standing = self.standing(column)
+        return standing.ci95 if standing else None
+
+    def standing(self, column: int) -> Standing | None:
+        """Of a column, or after the last one of the average."""
+        return self.standings[column] if column < len(self.standings) else None
 
 
 @dataclass(frozen=True, slots=True)

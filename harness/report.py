@@ -34,6 +34,7 @@ from harness.page import page
 from harness.plots import Plot
 from harness.published import Reported
 from harness.result import RUN_SUFFIX, Result, Stored
+from harness.standing import standing
 from harness.task import Suite, Task
 
 FILES: Mapping[Format, tuple[str, str]] = {
@@ -104,7 +105,8 @@ def write_report(sources: Sources, out: Path, tell: Callable[[str], None]) -> Pa
 
 def _board(sources: Sources, suites: Sequence[Suite]) -> Leaderboard:
     found = [s.result for s in sources.stored]
-    return leaderboard(suites, sources.tasks, found, models=sources.models, reported=sources.reported)
+    board = leaderboard(suites, sources.tasks, found, models=sources.models, reported=sources.reported)
+    return standing(board, suites, sources.tasks, sources.stored)
 
 
 def _write_boards(sources: Sources, boards: Sequence[Leaderboard], out: Path) -> list[Link]:

@@ -176,8 +176,7 @@ class Paired:
 def paired(first: Strata, second: Strata, *, seed: int = 0) -> Paired:
     """Compare two systems whose values stand for the same queries in the same order."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    # The sum of means is a sum over queries once each is divided by the size of its stratum.
-    p, exact = randomisation(np.concatenate([d / len(d) for d in differences]), seed=seed)
+    p, exact = _chance_of(differences, seed)
     every = np.concatenate(differences)
     wins, losses = int((every > 0).sum()), int((every < 0).sum())
     alone = len(differences) == 1
@@ -199,6 +198,11 @@ def paired(first: Strata, second: Strata, *, seed: int = 0) -> Paired:
         mdd=detectable(differences),
         n=len(every),
     )
+
+
+def _chance_of(differences: Strata, seed: int) -> tuple[float, bool]:
+    """p of the test on a sum of means: a sum over queries, once each is divided by its stratum's size."""
+    return randomisation(np.concatenate([d / len(d) for d in differences]), seed=seed)
 
 
 def score(strata: Strata) -> float:
@@ -253,7 +257,7 @@ def rank_intervals(systems: Sequence[K], tests: Mapping[tuple[K, K], Paired]) ->
     return {system: (1 + better[system], len(systems) - worse[system]) for system in systems}
 
 
-def tied(scores: Mapping[K, Strata]) -> frozenset[K]:
+def tied(scores: Mapping[K, Strata], *, seed: int = 0) -> frozenset[K]:
     """The systems that cannot be told from the best one: itself, and those whose paired test against
     it is not significant after correction for all tests against it.
 
@@ -263,7 +267,6 @@ def tied(scores: Mapping[K, Strata]) -> frozenset[K]:
         return frozenset()
     best = max(scores, key=lambda name: score(scores[name]))
     others = [name for name in scores if name != best]
-    tests = corrected([paired(scores[best], scores[name]) for name in others])
-    return frozenset(
-        [best, *(name for name, test in zip(others, tests, strict=True) if not test.significant)]
-    )
+    gaps = ([a - b for a, b in zip(scores[best], scores[name], strict=True)] for name in others)
+    chances = holm([_chance_of(gap, seed)[0] for gap in gaps])
+    return frozenset([best, *(name for name, p in zip(others, chances, strict=True) if p > ALPHA)])

@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train", "plan"},
     {"comparison", "bisect", "exports", "cache"},
-    {"ablations", "failures"},
+    {"ablations", "failures", "standing"},
     {"boards", "gallery", "plots"},
     {"figures"},
     {"report"},

@@ -9,11 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from harness.comparison import as_json, compare, render, ties
+from harness.comparison import as_json, compare, render
 from harness.errors import HarnessError, ResultConflict
 from harness.leaderboard import leaderboard
 from harness.metrics import MRR, Hit
-from harness.outcomes import Outcomes
 from harness.result import read_stored
 from harness.selection import choose
 from harness.statistics import holm, paired
@@ -143,28 +142,6 @@ def test_a_metric_replaces_the_columns_and_must_have_been_scored(tmp_path):
     assert {line.metric for line in found.lines} == {"MRR@10", None}
     with pytest.raises(HarnessError, match="a/x was not scored with Hit@7: it has Hit@1, MRR@10"):
         compared(tmp_path, "a", "b", metric=Hit(7))
-
-
-def per_query(**values):
-    """Outcomes of 40 queries for a task of Hit@1."""
-    ids = tuple(f"q{i:02}" for i in range(40))
-    return {name.replace("_", "/"): Outcomes(ids, {"hit_at_1": np.array(v)}) for name, v in values.items()}
-
-
-def test_rows_tied_with_the_best_are_known_for_each_column_and_the_average():
-    suite = Suite("s", "", (Column("X", "", ("a/x",)), Column("Y", "", ("a/y",), in_average=False)))
-    good, near, poor = (np.repeat([1.0, 0.0], [n, 40 - n]) for n in (36, 33, 4))
-    rows = {
-        "good": per_query(a_x=good, a_y=near),
-        "near": per_query(a_x=near, a_y=good),
-        "poor": per_query(a_x=poor, a_y=poor),
-        "part": per_query(a_y=good),
-        "other": {"a/x": Outcomes(("z",), {"hit_at_1": np.zeros(1)})},
-    }
-    x, y, average = ties(suite, TASKS, rows)
-    assert x == average == {"good", "near"}
-    assert y == {"good", "near", "part"}
-    assert ties(suite, TASKS, {}) == [frozenset()] * 3
 
 
 def test_missing_outcomes_are_named(tmp_path):

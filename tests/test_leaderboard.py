@@ -189,6 +189,8 @@ def test_csv_and_json_keep_full_precision():
         "title": "X",
         "metric": "R@1",
         "value": 1 / 3,
+        "ci95": [1 / 3, 1 / 3],
+        "tied": False,
         "exposure": "unknown",
         "evidence": [],
     }

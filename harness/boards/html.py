@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 
-from harness.leaderboard import GAP, SETTINGS, Leaderboard, Row, percent
+from harness.leaderboard import GAP, SETTINGS, Leaderboard, Row, Standing, percent
 from harness.page import page as make_page
 from harness.published import Reported
 from harness.reproduce import against
@@ -52,6 +52,7 @@ class Cell:
     sort: str
     place: Place = ""
     mark: str = ""
+    tied: bool = False
     interval: str = ""
     difference: str = ""
     unlike: bool = False
@@ -149,7 +150,7 @@ def _entry(
     unlike = any(cell.unlike for cell in made)
     means = [row.average, *(row.averages.get(s) for s in board.statuses)]
     shown_means = [
-        _mean(value, cell, theirs if i == 0 else [], unlike, lines)
+        _mean(value, cell, row.standing(len(row.values) + i), theirs if i == 0 else [], unlike, lines)
         for i, (value, cell) in enumerate(zip(means, cells[len(row.values) :], strict=True))
     ]
     size = _parameters(row.size)
@@ -186,21 +187,30 @@ def _score(
     heading = board.headings[column]
     results = row.scored[column] if row.scored else ()
     score = results[0].metrics.get(heading.key) if len(results) == 1 else None
+    interval = _interval(row.interval(column, heading.key))
     beside = _beside(results, [r.published[column] for r in theirs])
-    explained = _about_score(row, column, f"{heading.title} {heading.metric}", score, results, beside)
+    explained = _about_score(row, column, f"{heading.title} {heading.metric}", score, interval, beside)
     return Cell(
         text=cell.text,
         sort=f"{value:.6f}",
         place=cell.place,
         mark=MARKS.get(cell.status or "", "") + ("†" if row.marked else ""),
-        interval="" if score is None else _interval(score),
+        tied=cell.tied,
+        interval=interval,
         difference=_difference(value, beside),
         unlike=bool(beside and beside.reasons),
         lines=_places(explained, lines),
     )
 
 
-def _mean(value: float | None, cell: Shown, theirs: Sequence[Row], unlike: bool, lines: Explanations) -> Cell:
+def _mean(
+    value: float | None,
+    cell: Shown,
+    standing: Standing | None,
+    theirs: Sequence[Row],
+    unlike: bool,
+    lines: Explanations,
+) -> Cell:
     if value is None:
         return Cell(GAP, "", lines=_places(iter(["A row with a gap has no average."]), lines))
     printed = next((r for r in theirs if r.average is not None), None)
@@ -208,13 +218,18 @@ def _mean(value: float | None, cell: Shown, theirs: Sequence[Row], unlike: bool,
     if printed is not None and printed.average is not None:
         reasons = ("some of its columns are not comparable",) if unlike else ()
         beside = Beside(printed.average, printed.sources[0], reasons)
+    interval = _interval(standing.ci95 if standing else None)
+    about = [f"Average: {cell.text}, 95 % interval {interval}."] if interval else []
+    explained = chain(about, _about_standing(standing), _about_published(beside))
     return Cell(
         cell.text,
         f"{value:.6f}",
         cell.place,
+        tied=cell.tied,
+        interval=interval,
         difference=_difference(value, beside),
         unlike=bool(beside and beside.reasons),
-        lines=_places(_about_published(beside), lines),
+        lines=_places(explained, lines),
     )
 
 
@@ -230,8 +245,10 @@ def _difference(value: float, beside: Beside | None) -> str:
     return "" if beside is None else f"{100 * (value - beside.value):+.1f}".replace("-", "−")
 
 
-def _interval(score: Score) -> str:
-    low, high = score.ci95
+def _interval(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return ""
+    low, high = ends
     return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
@@ -261,18 +278,21 @@ def _about_score(
     column: int,
     name: str,
     score: Score | None,
-    results: Sequence[Result],
+    interval: str,
     beside: Beside | None,
 ) -> Iterator[str]:
+    results = row.scored[column] if row.scored else ()
     number = row.published[column] if row.published else None
     value = row.values[column]
     if number is not None:
         yield f"{name}: {percent(value)}, published."
         yield f"{number.citation}."
     elif score is not None:
-        yield f"{name}: {percent(value)}, 95 % interval {_interval(score)}, {score.n:,} queries."
+        yield f"{name}: {percent(value)}, 95 % interval {interval}, {score.n:,} queries."
     else:
-        yield f"{name}: {percent(value)}, the mean of {len(results)} tasks."
+        known = f", 95 % interval {interval}" if interval else ""
+        yield f"{name}: {percent(value)}{known}, the mean of {len(results)} tasks."
+    yield from _about_standing(row.standing(column))
     for result in results:
         about = [f"{result.task}, protocol {result.protocol_id}"]
         about += [_settings(result), f"ties {result.protocol.get('ties', 'not said')}"]
@@ -283,6 +303,17 @@ def _about_score(
     if exposed is not None and exposed.evidence:
         yield f"{exposed.status.capitalize()}: {'; '.join(exposed.evidence)}."
     yield from _about_published(beside)
+
+
+def _about_standing(standing: Standing | None) -> Iterator[str]:
+    if standing is None:
+        return
+    if standing.tied:
+        yield f"≈ Tied with {standing.tied}: a paired test does not tell the two apart."
+    if standing.rank:
+        best, worst = standing.rank
+        ranks = f"rank {best}" if best == worst else f"ranks {best} to {worst}"
+        yield f"Among our rows the corrected tests leave {ranks} possible."
 
 
 def _about_published(beside: Beside | None) -> Iterator[str]:

@@ -47,6 +47,7 @@ SIGNS = {
     "λ": r"$\lambda$",
     "τ": r"$\tau$",
     "·": r"$\cdot$",
+    "≈": r"$\approx$",
     "†": r"\textdagger{}",
     "§": r"\S{}",
 }
@@ -166,4 +167,5 @@ def _cell(cell: Shown, row: Row) -> str:
         return escape(GAP)
     text = rf"\textit{{{cell.text}}}" if row.sources else cell.text
     text = {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", "": text}[cell.place]
-    return text + EXPOSED.get(cell.status, "") + (r"\textdagger{}" if row.marked else "")
+    tied = r"\textsuperscript{$\approx$}" if cell.tied else ""
+    return text + EXPOSED.get(cell.status, "") + tied + (r"\textdagger{}" if row.marked else "")

@@ -16,12 +16,13 @@ Place = Literal["best", "second", ""]
 class Shown:
     """A cell: percent or a gap, its place in the column, and what the model saw of the data.
 
-    `status` is None for averages, gaps and check models.
+    `status` is None for averages, gaps and check models. `tied`: the best row cannot be told from it.
     """
 
     text: str
     place: Place = ""
     status: Status | None = None
+    tied: bool = False
 
 
 def blocks(board: Leaderboard) -> list[tuple[Block, list[Row]]]:
@@ -74,4 +75,10 @@ def _cell(value: float | None, column: int, row: Row, firsts: Sequence[str]) -> 
     if text in firsts and not (row.check or row.oracle):
         place = "best" if text == firsts[0] else "second"
     known = value is not None and column < len(row.exposures) and not row.check
-    return Shown(text, place, row.exposures[column].status if known else None)
+    standing = row.standing(column)
+    return Shown(
+        text,
+        place,
+        row.exposures[column].status if known else None,
+        bool(standing and standing.tied),
+    )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from harness.exposure import Status
-from harness.leaderboard import GAP, Leaderboard, Row, plain
+from harness.leaderboard import GAP, Leaderboard, Row, Standing, plain
 
 from .table import Shown, averages, blocks, numbers, shown, sources
 
@@ -58,8 +58,8 @@ def _cell(cell: Shown, row: Row) -> str:
         return GAP
     text = f"*{cell.text}*" if row.sources else cell.text
     text = {"best": f"**{text}**", "second": f"<u>{text}</u>", "": text}[cell.place]
-    text += EXPOSED.get(cell.status, "")
-    return f"{text}†" if row.marked else text
+    marks = EXPOSED.get(cell.status, ""), "≈" if cell.tied else "", "†" if row.marked else ""
+    return text + "".join(marks)
 
 
 def csv_(board: Leaderboard) -> str:
@@ -84,11 +84,14 @@ def json_(board: Leaderboard) -> str:
                 "title": h.title,
                 "metric": h.metric,
                 "value": v,
+                "ci95": row.interval(c, h.key),
+                "tied": (row.standing(c) or Standing()).tied is not None,
                 "exposure": e.status,
                 "evidence": e.evidence,
             }
-            for h, v, e in zip(board.headings, row.values, row.exposures, strict=True)
+            for c, (h, v, e) in enumerate(zip(board.headings, row.values, row.exposures, strict=True))
         ]
+        mean = row.standing(len(row.values)) or Standing()
         rows.append(
             {
                 "model": row.model,
@@ -102,6 +105,9 @@ def json_(board: Leaderboard) -> str:
                 "plugin": row.plugin,
                 "sources": row.sources,
                 "average": row.average,
+                "average_ci95": mean.ci95,
+                "average_tied": mean.tied is not None,
+                "average_rank": mean.rank,
                 "averages": row.averages,
                 "cells": cells,
             }

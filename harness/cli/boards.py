@@ -21,6 +21,7 @@ from .shared import (
     Runs,
     SuiteNames,
     installed,
+    make_board,
     stored,
     stored_results,
     words,
@@ -63,7 +64,6 @@ def leaderboard(
     from harness.ablations import NAME as ABLATIONS
     from harness.boards import JOINED, document
     from harness.files import write_text
-    from harness.leaderboard import leaderboard as make_board
     from harness.published import select
 
     catalog = installed()
@@ -77,14 +77,9 @@ def leaderboard(
     chosen = [catalog.suite(name) for name in names]
     published = select(catalog.reported(), papers=words(paper), lowest=grade) if reported or paper else ()
     none_yet = runs is None and published and not DEFAULT_RUNS.is_dir()
-    results = [] if none_yet else stored_results(runs or [DEFAULT_RUNS])
+    found = [] if none_yet else stored(runs or [DEFAULT_RUNS])
     tables = [chosen] if format.value in JOINED else [[suite] for suite in chosen]
-    boards = [
-        make_board(
-            table, catalog.tasks, results, models={**catalog.models, **catalog.rerankers}, reported=published
-        )
-        for table in tables
-    ]
+    boards = [make_board(catalog, table, found, reported=published) for table in tables]
     if none_yet and not any(board.rows for board in boards):
         raise HarnessError(
             f"nothing is published for {', '.join(board.title for board in boards)}, and there is no"

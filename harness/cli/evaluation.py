@@ -32,10 +32,11 @@ from .shared import (
     Workers,
     chosen_suites,
     installed,
+    make_board,
     options_of,
     say,
     size_in_bytes,
-    stored_results,
+    stored,
     usable_device,
     use_caches,
     words,
@@ -274,16 +275,10 @@ def _chosen(catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str]
 
 def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions) -> None:
     from harness.boards import render
-    from harness.leaderboard import leaderboard as make_board
 
-    results = stored_results([options.output_dir]) if options.output_dir.is_dir() else []
+    found = stored([options.output_dir]) if options.output_dir.is_dir() else []
     limit = options.protocol.limit
-    boards = [
-        make_board(
-            [suite], catalog.tasks, results, models={**catalog.models, **catalog.rerankers}, limit=limit
-        )
-        for suite in suites
-    ]
+    boards = [make_board(catalog, [suite], found, limit=limit) for suite in suites]
     typer.echo("\n".join(render(board, "markdown") for board in boards), nl=False)
 
 

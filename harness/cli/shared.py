@@ -15,6 +15,8 @@ import typer
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.leaderboard import Leaderboard
+    from harness.published import Reported
     from harness.ranks import Ranks
     from harness.registry import Catalog
     from harness.result import Result, Stored
@@ -159,6 +161,29 @@ def stored(folders: Sequence[Path]) -> list[Stored]:
             )
         found += read_stored(folder)
     return found
+
+
+def make_board(
+    catalog: Catalog,
+    suites: Sequence[Suite],
+    found: Sequence[Stored],
+    *,
+    reported: Sequence[Reported] = (),
+    limit: int | None = None,
+) -> Leaderboard:
+    """The leaderboard, with the standings of our rows where they are whole."""
+    from harness.leaderboard import leaderboard
+    from harness.standing import standing
+
+    board = leaderboard(
+        suites,
+        catalog.tasks,
+        [each.result for each in found],
+        models={**catalog.models, **catalog.rerankers},
+        limit=limit,
+        reported=reported,
+    )
+    return board if limit is not None else standing(board, suites, catalog.tasks, found)
 
 
 def stored_results(folders: Sequence[Path]) -> list[Result]:
