@@ -27,7 +27,7 @@ class UnknownName(HarnessError):
     """A name that nobody registered; shows the near misses."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "", note: str = "") -> None:
-        names = sorted(known)
+        names = sorted(" ".join(each.split()) for each in known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if not near:
             near = [n for n in names if name and name.lower() in n.lower()][:3]

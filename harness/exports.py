@@ -162,11 +162,12 @@ def model_index(results: Iterable[Result], tasks: Mapping[str, Task]) -> str:
 def _entries(result: Result, task: Task) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
+    repository = _hub(task)
     return [
         EvalResult(
             task_type="information-retrieval",
             task_name="Information Retrieval",
-            dataset_type=_hub(task) or task.name,
+            dataset_type=repository or task.name,
             dataset_name=task.title,
             dataset_config=task.name,
             dataset_split=_split(result),

@@ -393,7 +393,7 @@ def _notes(
                 " not comparable with published numbers."
             )
     if left_out:
-        notes.append(f"{left_out} results on other data (task version, split or files) are left out.")
+        notes.append(f"Left out, as made on other data (task version, split or files): {left_out}.")
     return notes
 
 

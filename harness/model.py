@@ -161,7 +161,8 @@ def options(model: str, given: Mapping[str, str], defaults: Mapping[str, str]) -
     """`defaults` overridden by the `--model-arg` values; raises UnknownName for others."""
     for name in given:
         if name not in defaults:
-            raise UnknownName(f"option of model {model!r}", name, defaults, hint="it takes no options")
+            hint = f"known: {', '.join(sorted(defaults)) or 'none'}"
+            raise UnknownName(f"option of model {model!r}", name, defaults, hint=hint)
     return {**defaults, **given}
 
 

@@ -83,7 +83,8 @@ def write_report(sources: Sources, out: Path, tell: Callable[[str], None]) -> Pa
         )
     wanted = {name for suite in sources.suites for name in suite.tasks}
     used = [s for s in sources.stored if s.result.task in wanted]
-    tables = _write_boards(sources, boards, out)
+    joined = boards[0] if len(boards) == 1 else _board(sources, sources.suites)
+    tables = _write_boards(sources, boards, joined, out)
     plots = [
         plot
         for suite, board in zip(sources.suites, boards, strict=True)
@@ -109,10 +110,12 @@ def _board(sources: Sources, suites: Sequence[Suite]) -> Leaderboard:
     return standing(board, suites, sources.tasks, sources.stored)
 
 
-def _write_boards(sources: Sources, boards: Sequence[Leaderboard], out: Path) -> list[Link]:
+def _write_boards(
+    sources: Sources, boards: Sequence[Leaderboard], joined: Leaderboard, out: Path
+) -> list[Link]:
     links = []
     for form, (suffix, name) in FILES.items():
-        shown = [_board(sources, sources.suites)] if form in JOINED else boards
+        shown = [joined] if form in JOINED else boards
         write_text(out / f"leaderboard{suffix}", document(shown, form))
         links.append(Link(name, f"leaderboard{suffix}"))
         if any(variant.measured for variant in sources.variants):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -29,6 +29,8 @@ from .shared import (
 
 if TYPE_CHECKING:
     from harness.registry import Catalog
+    from harness.result import Stored
+    from harness.task import Suite
 
 
 class Form(StrEnum):
@@ -80,16 +82,29 @@ def leaderboard(
     found = [] if none_yet else stored(runs or [DEFAULT_RUNS])
     tables = [chosen] if format.value in JOINED else [[suite] for suite in chosen]
     boards = [make_board(catalog, table, found, reported=published) for table in tables]
-    if none_yet and not any(board.rows for board in boards):
-        raise HarnessError(
-            f"nothing is published for {', '.join(board.title for board in boards)}, and there is no"
-            f" results folder {DEFAULT_RUNS}: run 'harness eval', or name one with --runs"
-        )
+    if not any(board.rows for board in boards):
+        nothing = "nothing is published" if reported or paper else ""
+        _refuse_empty(chosen, found, runs or [DEFAULT_RUNS], nothing)
     text = document(boards, format.value)
     if out is None:
         typer.echo(text, nl=False)
     else:
         write_text(out, text)
+
+
+def _refuse_empty(
+    suites: Sequence[Suite], found: Sequence[Stored], runs: Sequence[Path], nothing: str
+) -> NoReturn:
+    """One line on why there is nothing to show."""
+    names = ", ".join(suite.name for suite in suites)
+    wanted = {task for suite in suites for task in suite.tasks}
+    partial = sum(each.result.status == "partial" for each in found if each.result.task in wanted)
+    raise HarnessError(
+        (f"{nothing} for {names}, and there" if nothing else "there")
+        + f" is no complete result of {names} in {', '.join(map(str, runs))}"
+        + (f" ({partial} made with --limit)" if partial else "")
+        + ": run 'harness eval', or name a folder with --runs"
+    )
 
 
 def _ablations(catalog: Catalog, runs: Sequence[Path] | None, format: Form) -> str:
