@@ -115,7 +115,7 @@ def test_a_cell_shows_the_score_its_interval_its_mark_and_the_difference_from_wh
     assert mine[7][1] == "25.0h+0.015.0–35.0"
     assert mine[6][0]["data-v"] == "0.500000"
     text = render(board(), "html")
-    assert '<b>25.0</b><sup class="mark">h</sup>' in text
+    assert '<b>25.0</b><sup><span class="mark">h</span></sup>' in text
     assert "<u>52.0</u>" in text
     assert ">50.0<" in text
     details = made.details()

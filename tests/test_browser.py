@@ -11,6 +11,7 @@ import pytest
 from test_boards import HOSTILE, board
 from test_gallery import ABC, candidate, descending, look, problem, store
 from test_leaderboard import SUITE, TASKS, full
+from test_standing import GOOD, NEAR, boarded, put
 
 from harness.boards import document, render
 from harness.content import Image
@@ -233,4 +234,16 @@ def test_the_index_of_a_report_draws_its_plots_within_the_policy(visit, cli):
     assert all(plot.bounding_box()["height"] > 100 for plot in plots.all())
     assert plots.first.locator("text").first.evaluate("text => getComputedStyle(text).fill") == page.evaluate(
         "getComputedStyle(document.querySelector('figure')).color"
+    )
+
+
+def test_a_tie_is_marked_and_its_tip_says_so(visit, tmp_path):
+    put(tmp_path, "good", "a/x", GOOD)
+    put(tmp_path, "near", "a/x", NEAR)
+    page = visit(render(boarded(tmp_path), "html"))
+    assert page.locator("td sup", has_text="≈").count() == 2  # the column and the average
+    page.locator("td", has_text="≈").last.hover()
+    assert (
+        "Tied with good: a paired test does not tell the two apart."
+        in page.get_by_role("tooltip").inner_text()
     )

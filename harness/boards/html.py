@@ -312,8 +312,8 @@ def _about_standing(standing: Standing | None) -> Iterator[str]:
         yield f"≈ Tied with {standing.tied}: a paired test does not tell the two apart."
     if standing.rank:
         best, worst = standing.rank
-        ranks = f"rank {best}" if best == worst else f"ranks {best} to {worst}"
-        yield f"Among our rows the corrected tests leave {ranks} possible."
+        ranks = f"Rank {best}" if best == worst else f"Ranks {best} to {worst} possible"
+        yield f"{ranks} among our rows, by corrected tests of all pairs."
 
 
 def _about_published(beside: Beside | None) -> Iterator[str]:
