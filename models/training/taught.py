@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TAUGHT = "taught:"
-_LEAST_LETTERS = 3
+_LEAST_LETTERS = 1
+_MOST_BEGINNINGS = 4000
 _MOST_MERGES = 100_000
 """More than it takes to make a token of every word."""
 _AT_A_TIME = 256
@@ -39,7 +40,7 @@ def taught(run: StageRun, name: str) -> Path:
     teacher = TextTower.at(minilm_folder())
 
     def write(folder: Path) -> None:
-        tokenizer = byte_pairs(learned_merges((f" {word}" for word in words(teacher)), _MOST_MERGES))
+        tokenizer = byte_pairs(learned_merges(spelled(words(teacher)), _MOST_MERGES))
         write_base(folder, size, tokenizer, seed)
         put_words(folder, tokenizer, teacher)
 
@@ -48,9 +49,15 @@ def taught(run: StageRun, name: str) -> Path:
 
 
 def words(teacher: TextTower) -> list[str]:
-    """The English words of the teacher's vocabulary."""
+    """The English words of the teacher's vocabulary, the most frequent first."""
     model = json.loads((teacher.folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     return [word for word in model["vocab"] if _is_word(word)]
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """The words as they stand within a sentence, and the frequent ones as one begins too."""
+    begins = [form for word in words[:_MOST_BEGINNINGS] for form in (word, word.capitalize())]
+    return [*(f" {word}" for word in words), *begins]
 
 
 def _is_word(text: str) -> bool:
