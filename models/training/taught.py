@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TAUGHT = "taught:"
 _LEAST_LETTERS = 1
 _MOST_BEGINNINGS = 4000
+"""So many of the frequent words begin sentences."""
 _MOST_MERGES = 100_000
 """More than it takes to make a token of every word."""
 _AT_A_TIME = 256
@@ -91,10 +92,11 @@ def _vectors(teacher: TextTower, texts: Sequence[str]) -> Tensor:
 
 
 def reduced(vectors: Tensor, width: int) -> Tensor:
-    """[N, width] of [N, D]: the principal components, of variance 1 on the whole."""
+    """[N, width] of [N, D]: the principal components, of variance 1 on the whole; more than D are 0."""
     import torch
 
     centred = vectors.double() - vectors.double().mean(0)
     _, axes = torch.linalg.eigh(centred.T @ centred)
     found = centred @ axes.flip(1)[:, :width]
+    found = torch.nn.functional.pad(found, (0, width - found.shape[1]))
     return (found / found.square().mean().sqrt()).float()
