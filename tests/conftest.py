@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def cli(capsys, monkeypatch, tmp_path):
         return exit_.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def real_stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the stamps: the installed package, or Debian's file unpacked."""
+    folder = tmp_path_factory.mktemp("data")
+    if not Path("/usr/share/tuxpaint/stamps").is_dir():
+        subprocess.run(["apt-get", "download", "tuxpaint-stamps-default"], cwd=folder, check=True)
+        (package,) = folder.glob("*.deb")
+        subprocess.run(["dpkg", "-x", package, folder / "unpacked"], check=True)
+        (folder / "stamps").symlink_to(folder / "unpacked/usr/share/tuxpaint/stamps")
+    return folder

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,22 +21,10 @@ def outcomes(folder, names, **options):
     return evaluate(CATALOG, CONSE, {}, CATALOG.select(names, []), places(folder, **options))
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """A data root with the stamps: the installed package, or Debian's file unpacked."""
-    folder = tmp_path_factory.mktemp("data")
-    if not Path("/usr/share/tuxpaint/stamps").is_dir():
-        subprocess.run(["apt-get", "download", "tuxpaint-stamps-default"], cwd=folder, check=True)
-        (package,) = folder.glob("*.deb")
-        subprocess.run(["dpkg", "-x", package, folder / "unpacked"], check=True)
-        (folder / "stamps").symlink_to(folder / "unpacked/usr/share/tuxpaint/stamps")
-    return folder
-
-
-def test_conse_reaches_its_known_figures_on_the_stamps(tmp_path, data):
+def test_conse_reaches_its_known_figures_on_the_stamps(tmp_path, real_stamps):
     tasks = CATALOG.select(["stamps/text-to-image-en"], [])
     (outcome,) = evaluate(
-        CATALOG, CONSE, {}, tasks, dataclasses.replace(places(tmp_path, workers=1), data=data)
+        CATALOG, CONSE, {}, tasks, dataclasses.replace(places(tmp_path, workers=1), data=real_stamps)
     )
     result = outcome.result
     assert (result.counts["queries"], result.counts["candidates"]) == (498, 538)

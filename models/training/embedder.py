@@ -21,6 +21,7 @@ from ..input_spec import FILE, InputSpec, option
 from ..qwen_vl import QwenBatch, QwenFrontend, open_qwen, vectors
 from .losses import learned_temperature
 from .scratch import SCRATCH, scratch
+from .taught import TAUGHT, taught
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +76,11 @@ def start_of(run: StageRun) -> str:
 
 
 def base_of(run: StageRun) -> str:
-    """The checkpoint that the settings name; one from scratch is made where it is not there yet."""
+    """The checkpoint that the settings name; a small one is made where it is not there yet."""
     base = str(run.settings["base"])
-    if base.startswith(SCRATCH):
-        return str(scratch(run, base.removeprefix(SCRATCH)))
+    for prefix, make in ((SCRATCH, scratch), (TAUGHT, taught)):
+        if base.startswith(prefix):
+            return str(make(run, base.removeprefix(prefix)))
     return base
 
 

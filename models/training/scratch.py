@@ -8,9 +8,10 @@ Their tokenizers are made of the texts of the tasks that the stage trains on.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.content import Text
 from harness.digest import digest
@@ -45,42 +46,61 @@ SIZES = {
 
 def scratch(run: StageRun, name: str) -> Path:
     """The folder of a base model of this size, written by the first rank where it is not there yet."""
-    if name not in SIZES:
-        raise UnknownName("size of a model from scratch", name, SIZES)
-    size, seed, uses = SIZES[name], int(str(run.settings["seed"])), use(run.settings)
+    size, seed, uses = size_of(name), int(str(run.settings["seed"])), use(run.settings)
     made_of = [1, name, repr(size), seed, uses.tasks, uses.protocol.split]
-    folder = run.output_dir / f"base-{name}-{digest(made_of, length=8)}"
+
+    def write(folder: Path) -> None:
+        write_base(folder, size, byte_pairs(learned_merges(_texts(run), size.merges)), seed)
+
+    return once(run, f"base-{name}-{digest(made_of, length=8)}", write)
+
+
+def size_of(name: str) -> Size:
+    """Raises UnknownName."""
+    if name not in SIZES:
+        raise UnknownName("size of a small model", name, SIZES)
+    return SIZES[name]
+
+
+def once(run: StageRun, name: str, write: Callable[[Path], None]) -> Path:
+    """The folder of this name in the output folder, filled by the first rank where it is not there yet."""
+    folder = run.output_dir / name
     if run.ranks.rank == 0 and not folder.exists():
-        part = folder.with_name(f"{folder.name}.part")
+        part = folder.with_name(f"{name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        write_qwen(
-            part,
-            "qwen2_vl",
-            byte_pairs(learned_merges(_texts(run), size.merges)),
-            language={
-                "hidden_size": size.width,
-                "intermediate_size": 3 * size.width,
-                "num_hidden_layers": size.layers,
-                "num_attention_heads": size.heads,
-                "num_key_value_heads": size.heads,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e4,
-                    "mrope_section": _thirds(size.width // size.heads // 2),
-                },
-            },
-            vision={
-                "embed_dim": size.vision_width,
-                "hidden_size": size.width,
-                "depth": size.vision_layers,
-                "num_heads": size.heads,
-                "mlp_ratio": 3,
-            },
-            seed=seed,
-        )
+        write(part)
         part.rename(folder)
     run.ranks.wait(run.engine.device)
     return folder
+
+
+def write_base(folder: Path, size: Size, tokenizer: Any, seed: int) -> None:
+    """A random checkpoint of this size."""
+    write_qwen(
+        folder,
+        "qwen2_vl",
+        tokenizer,
+        language={
+            "hidden_size": size.width,
+            "intermediate_size": 3 * size.width,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": _thirds(size.width // size.heads // 2),
+            },
+        },
+        vision={
+            "embed_dim": size.vision_width,
+            "hidden_size": size.width,
+            "depth": size.vision_layers,
+            "num_heads": size.heads,
+            "mlp_ratio": 3,
+        },
+        seed=seed,
+    )
 
 
 def _thirds(pairs: int) -> list[int]:
