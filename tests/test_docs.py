@@ -12,7 +12,11 @@ from harness.cli import main
 from harness.testing import check_model, check_task
 
 ROOT = Path(__file__).parent.parent
-PAGES = [p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.relative_to(ROOT).parts)]
+SCALING = ROOT / "harness" / "SCALING.md"
+READMES = [
+    p for p in sorted(ROOT.rglob("README.md")) if not {".venv", "runs"} & set(p.relative_to(ROOT).parts)
+]
+PAGES = [*READMES, SCALING]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -104,6 +108,38 @@ def test_the_commands_that_look_at_results_work(cli):
     made = {"board.html", "board.tex", "gallery.html", "gallery-conse-random-demo-composed.html", "report"}
     assert made <= {path.name for path in Path().iterdir()}
     assert Path("report/index.html").is_file()
+
+
+def test_the_commands_on_scaling_plan_the_work(cli, tmp_path):
+    """On a miniature and with a model that needs no weights; what starts a cluster is in test_cluster."""
+    code, _, err = cli("data", "make-mini", "mbeir", tmp_path / "mini")
+    assert code == 0, err
+    lines = [line for block in blocks(SCALING, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("harness ")]
+    assert len(commands) == 3
+    for words in commands:
+        words[words.index("-m") + 1] = "random"
+        words[words.index("--data") + 1] = str(tmp_path / "mini")
+        if "--cache-dir" in words:
+            words[words.index("--cache-dir") + 1] = str(tmp_path / "cache")
+        code, out, err = cli(*words, *(["--dry-run"] if words[0] == "eval" else []))
+        assert code == 0, err
+        assert "mbeir-global/mscoco_task0" in out
+
+
+def test_the_times_on_scaling_follow_from_its_figures():
+    page = SCALING.read_text(encoding="utf-8")
+    assert f"{5_609_079 * 2.66e12:.2e}" == "1.49e+19"
+    for rate in (790, 450, 150):
+        row = re.search(
+            rf"^\| {rate} .*?\| (\d+) \| ([\d.]+) h \| ([\d.]+) (h|min) \| (\d+) min \|$", page, re.M
+        )
+        per_second, one, eight, unit, many = row.groups()
+        assert abs(int(per_second) - rate / 2.66) < 1
+        hours = 5_609_079 * 2.66 / rate / 3600
+        assert abs(float(one) - hours) < 0.06
+        assert abs(float(eight) - hours / 8 * (60 if unit == "min" else 1)) < (0.6 if unit == "min" else 0.06)
+        assert abs(int(many) - hours / 32 * 60) < 0.6
 
 
 def test_links_lead_somewhere():
