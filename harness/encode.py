@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -86,6 +87,16 @@ class Stats:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
 
+    def count(self, done: Embedded, costs: npt.NDArray[np.int64]) -> None:
+        """Count an executed batch, whose items cost so much each."""
+        for stage, seconds in done.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        if done.positions:
+            self.batches += 1
+            self.cut += int(done.facts.cut.clip(0).sum())
+            self.cost += int(costs.sum())
+            self.padded_cost += int(costs.max()) * len(costs)
+
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
@@ -95,13 +106,66 @@ class Keyed:
     broken: Mapping[int, str]
 
 
+Planned = tuple[int, list[int]]
+"""A batch: the number of its window, and the positions of its items among all that are missing."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """The padded cost of a batch; lowered where one did not fit, for the windows planned after that."""
+
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is left to do: the distinct missing items in order of first appearance."""
+class Work:
+    """What is left to do: the distinct missing items in order of first appearance, and what they cost."""
 
     items: Sequence[Item]
-    keys: Keys
     costs: npt.NDArray[np.int64]
+    frontend: Frontend
+    options: EngineOptions
+    check: bool
+    budget: Budget
+    stats: Stats
+
+    def windows(self) -> Iterator[npt.NDArray[np.int64]]:
+        return windows(self.costs, self.options.batch_tokens)
+
+    def planned(self) -> Iterator[Planned]:
+        """The batches: a pure function of costs and budget, planned window by window."""
+        for number, window in enumerate(self.windows()):
+            for batch in batches(self.costs[window], self.budget.tokens):
+                yield number, window[batch].tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What became of a planned batch: the rows of `positions`, and why the others cannot be read.
+
+    rows: [len(positions), D] float16, unit rows.
+    """
+
+    window: int
+    positions: list[int]
+    rows: Half
+    facts: Facts
+    broken: dict[int, str]
+    seconds: dict[str, float]
+
+
+class Engine(Protocol):
+    """Where planned batches are executed."""
+
+    def execute(self, work: Work, /) -> Iterator[Embedded]:
+        """Execute every batch of `work.planned()`, in any order. What the engine itself waits for
+        goes to `work.stats`."""
+        ...
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """How many devices of which name are at work elsewhere."""
+        ...
 
 
 def key_items(items: Sequence[Item], digests: Digests) -> Keyed:
@@ -135,7 +199,7 @@ def encode(
     items: Sequence[Item],
     keyed: Keyed,
     frontend: Frontend,
-    load: Callable[[], Embedder],
+    engine: Engine,
     store: Store,
     options: EngineOptions,
     *,
@@ -144,7 +208,7 @@ def encode(
 ) -> tuple[Keyed, Stats]:
     """Embed whatever the store lacks of `items`, which may be a view of a file.
 
-    Batches are a pure function of the missing items and the budget; `load` is called only when
+    Batches are a pure function of the missing items and the budget; `engine` is asked only when
     something is missing. Items whose media cannot be decoded come back in `broken`. Raises
     BadEmbedding for rows that cannot be right (unless the model is a `check`).
     """
@@ -165,9 +229,10 @@ def encode(
             unreadable[keyed.keys[i]] = str(error)
     stats.spend("cost", clock)
     chosen = np.array(readable, dtype=np.int64)
-    plan = _Plan(Subset(items, chosen), keyed.keys[chosen], np.array(costs, np.int64))
     if len(chosen):
-        unreadable |= _embed_all(plan, frontend, load, store, options, stats, title, check)
+        budget = Budget(options.batch_tokens)
+        work = Work(Subset(items, chosen), np.array(costs, np.int64), frontend, options, check, budget, stats)
+        unreadable |= _embed_all(work, keyed.keys[chosen], engine, store, title)
     if unreadable:
         more = {i: unreadable[k] for i, k in enumerate(keyed.keys) if k in unreadable}
         keyed = Keyed(keyed.keys, {**keyed.broken, **more})
@@ -203,13 +268,8 @@ def batches(costs: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.in
     return out
 
 
-@dataclass(slots=True)
-class _Budget:
-    tokens: int
-
-
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """What a worker hands over: the positions that it could read, and why not the others."""
 
     window: int
@@ -220,7 +280,7 @@ class _Prepared:
     decode: float
     """Of the seconds, those that went into decoding pictures and clips."""
 
-    def pin_memory(self) -> _Prepared:
+    def pin_memory(self) -> Prepared:
         """The same in memory that a GPU copies from by itself; the loader's thread asks for it."""
         return replace(self, batch=_pinned(self.batch))
 
@@ -238,14 +298,14 @@ def _pinned(value: Any) -> Any:
     return type(value)(map(_pinned, value)) if type(value) in (list, tuple) else value
 
 
-class _Source:
+class ItemSource:
     """A map-style dataset whose index is a planned batch; runs in workers."""
 
     def __init__(self, items: Sequence[Item], frontend: Frontend) -> None:
         self.items = items
         self.frontend = frontend
 
-    def __getitem__(self, planned: tuple[int, list[int]]) -> _Prepared:
+    def __getitem__(self, planned: tuple[int, list[int]]) -> Prepared:
         window, positions = planned
         start = time.perf_counter()
         broken: dict[int, str] = {}
@@ -255,7 +315,7 @@ class _Source:
             except (DataInvalid, OSError):
                 batch, positions, broken = self._salvage(positions)
         seconds = time.perf_counter() - start
-        return _Prepared(window, positions, batch, broken, seconds, sum(decoded))
+        return Prepared(window, positions, batch, broken, seconds, sum(decoded))
 
     def _salvage(self, positions: Sequence[int]) -> tuple[Batch, list[int], dict[int, str]]:
         broken = {}
@@ -268,67 +328,76 @@ class _Source:
         return (self.frontend.prepare([self.items[i] for i in left]) if left else None), left, broken
 
 
-def _embed_all(
-    plan: _Plan,
-    frontend: Frontend,
-    load: Callable[[], Embedder],
-    store: Store,
-    options: EngineOptions,
-    stats: Stats,
-    title: str,
-    check: bool,
-) -> dict[np.bytes_, str]:
-    """Embed the plan window by window; returns why some keys could not be."""
-    clock = time.perf_counter()
-    embedder = load()
-    clock = stats.spend("load", clock)
-    budget = _Budget(options.batch_tokens)
-    source = _Source(plan.items, frontend)
-    sizes: dict[int, npt.NDArray[np.int64]] = {}
-
-    def planned() -> Iterator[tuple[int, list[int]]]:
-        for number, window in enumerate(windows(plan.costs, options.batch_tokens)):
-            sizes[number] = window
-            for batch in batches(plan.costs[window], budget.tokens):
-                yield number, window[batch].tolist()
-
+def _embed_all(work: Work, keys: Keys, engine: Engine, store: Store, title: str) -> dict[np.bytes_, str]:
+    """Let the engine embed the work, and store each window once it is whole; returns why some keys
+    could not be."""
+    stats = work.stats
+    left = [len(window) for window in work.windows()]
+    rows: dict[int, dict[int, Half]] = defaultdict(dict)
+    facts = Facts(np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int16))
     unreadable: dict[np.bytes_, str] = {}
-    rows: dict[int, Half] = {}
-    facts = Facts(np.zeros(len(plan.items), np.float32), np.zeros(len(plan.items), np.int16))
-    current, left = 0, -1
-    with progress(title, len(plan.items), quiet=options.quiet) as advance:
-        for prepared in in_workers(
-            source, planned(), worker_count(plan.items, options.workers), options.device
-        ):
-            clock = stats.spend("wait", clock)
-            stats.seconds["decode"] = stats.seconds.get("decode", 0.0) + prepared.decode
-            stats.seconds["prepare"] = stats.seconds.get("prepare", 0.0) + prepared.seconds - prepared.decode
-            if left < 0:
-                current, left = prepared.window, len(sizes[prepared.window])
-            if prepared.positions:
-                got, norms = _embed(
-                    prepared.positions, prepared.batch, source, embedder, budget, plan.costs, check
-                )
-                rows |= zip(prepared.positions, got, strict=True)
-                stats.batches += 1
-                cut = texts_cut(prepared.batch, len(got))
-                stats.cut += int(cut.clip(0).sum())
-                facts.norms[prepared.positions] = norms
-                facts.cut[prepared.positions] = cut
-                costs = plan.costs[prepared.positions]
-                stats.cost += int(costs.sum())
-                stats.padded_cost += int(costs.max()) * len(costs)
-            unreadable |= {plan.keys[i]: why for i, why in prepared.broken.items()}
-            left -= len(prepared.positions) + len(prepared.broken)
-            clock = stats.spend("embed", clock)
-            if left == 0:
-                _finish(sorted(rows), rows, facts, plan, store, check)
-                stats.embedded += len(rows)
-                del sizes[current]
-                rows, left = {}, -1
-                clock = stats.spend("store", clock)
-            advance(len(prepared.positions) + len(prepared.broken))
+    with progress(title, len(keys), quiet=work.options.quiet) as advance:
+        for done in engine.execute(work):
+            clock = time.perf_counter()
+            stats.count(done, work.costs[done.positions])
+            rows[done.window] |= zip(done.positions, done.rows, strict=True)
+            facts.norms[done.positions] = done.facts.norms
+            facts.cut[done.positions] = done.facts.cut
+            unreadable |= {keys[i]: why for i, why in done.broken.items()}
+            finished = len(done.positions) + len(done.broken)
+            left[done.window] -= finished
+            if left[done.window] == 0:
+                stats.embedded += _finish(rows.pop(done.window), facts, keys, work, store)
+                stats.spend("store", clock)
+            advance(finished)
     return unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Worker processes of this machine prepare, this process embeds on its device."""
+
+    load: Callable[[], Embedder]
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        return {}
+
+    def execute(self, work: Work) -> Iterator[Embedded]:
+        """The batches, in order."""
+        clock = time.perf_counter()
+        embedder = self.load()
+        clock = work.stats.spend("load", clock)
+        source = ItemSource(work.items, work.frontend)
+        workers = worker_count(work.items, work.options.workers)
+        for prepared in in_workers(source, work.planned(), workers, work.options.device):
+            work.stats.spend("wait", clock)
+            yield embed_prepared(prepared, source, embedder, work.budget, work.costs, work.check)
+            clock = time.perf_counter()
+
+
+def embed_prepared(
+    prepared: Prepared,
+    source: ItemSource,
+    embedder: Embedder,
+    budget: Budget,
+    costs: npt.NDArray[np.int64],
+    check: bool,
+) -> Embedded:
+    """Embed a prepared batch of the source's items, which cost so much each; halves what does not
+    fit and lowers the budget. Raises BadEmbedding naming the item at fault."""
+    clock = time.perf_counter()
+    rows: Half = np.zeros((0, 0), np.float16)
+    facts = Facts(np.zeros(0, np.float32), np.zeros(0, np.int16))
+    if prepared.positions:
+        rows, norms = _embed(prepared.positions, prepared.batch, source, embedder, budget, costs, check)
+        facts = Facts(norms, texts_cut(prepared.batch, len(rows)))
+    seconds = {
+        "decode": prepared.decode,
+        "prepare": prepared.seconds - prepared.decode,
+        "embed": time.perf_counter() - clock,
+    }
+    return Embedded(prepared.window, prepared.positions, rows, facts, prepared.broken, seconds)
 
 
 def texts_cut(batch: Batch, count: int) -> npt.NDArray[np.int16]:
@@ -338,19 +407,19 @@ def texts_cut(batch: Batch, count: int) -> npt.NDArray[np.int16]:
     return np.full(count, -1, np.int16) if said is None else np.asarray(said, np.int16)
 
 
-def _finish(
-    order: list[int], rows: Mapping[int, Half], facts: Facts, plan: _Plan, store: Store, check: bool
-) -> None:
-    """Check a window as a whole and store it as one shard, in item order."""
-    if not order:
-        return
-    matrix = np.stack([rows[i] for i in order])
-    if not check and len(matrix) >= CONSTANT_ROWS and np.ptp(matrix, axis=0).max() < CONSTANT_SPREAD:
+def _finish(rows: Mapping[int, Half], facts: Facts, keys: Keys, work: Work, store: Store) -> int:
+    """Check a window as a whole and store it as one shard, in item order; how many rows it has."""
+    if not rows:
+        return 0
+    order = np.array(sorted(rows))
+    matrix = np.stack([rows[i] for i in order.tolist()])
+    if not work.check and len(matrix) >= CONSTANT_ROWS and np.ptp(matrix, axis=0).max() < CONSTANT_SPREAD:
         raise BadEmbedding(
             f"{store.identity['model']} returned the same row for {len(matrix)} different items"
-            f" (first: {_brief(plan.items[order[0]])}): it does not look at its input"
+            f" (first: {brief(work.items[order[0]])}): it does not look at its input"
         )
-    store.add(plan.keys[order], matrix, facts[np.array(order)])
+    store.add(keys[order], matrix, facts[order])
+    return len(order)
 
 
 class Source(Protocol[T_co]):
@@ -379,11 +448,16 @@ def in_workers(source: Source[T], planned: Iterator[Any], workers: int, device: 
         yield from loader
     except RuntimeError as error:
         if "exited unexpectedly" in str(error):
-            raise HarnessError(
-                f"a worker process died ({error}): free some memory or lower --workers"
-                " and run the same command again; finished shards are kept"
-            ) from error
+            raise worker_died(error) from error
         raise
+
+
+def worker_died(error: Exception) -> HarnessError:
+    """The one line for a preparing process that is gone."""
+    return HarnessError(
+        f"a worker process died ({error}): free some memory or lower --workers"
+        " and run the same command again; finished shards are kept"
+    )
 
 
 class _Lazy:
@@ -417,9 +491,9 @@ def _cores() -> int:
 def _embed(
     positions: list[int],
     batch: Batch,
-    source: _Source,
+    source: ItemSource,
     embedder: Embedder,
-    budget: _Budget,
+    budget: Budget,
     costs: npt.NDArray[np.int64],
     check: bool,
 ) -> tuple[Half, npt.NDArray[np.float32]]:
@@ -433,7 +507,7 @@ def _embed(
         if len(positions) == 1:
             raise HarnessError(
                 f"one item of cost {costs[positions[0]]} does not fit in memory"
-                f" ({_brief(source.items[positions[0]])}): use a smaller dtype or a bigger device"
+                f" ({brief(source.items[positions[0]])}): use a smaller dtype or a bigger device"
             ) from error
     else:
         return _unit(rows, [source.items[i] for i in positions], check)
@@ -481,15 +555,17 @@ def _unit(rows: Tensor, items: Sequence[Item], check: bool) -> tuple[Half, npt.N
     if bool(bad.any()):
         at = int(bad.nonzero()[0, 0])
         what = "a zero row" if norms[at, 0] == 0 else "a row that is not finite"
-        raise BadEmbedding(f"the model returned {what} for {_brief(items[at])}")
+        raise BadEmbedding(f"the model returned {what} for {brief(items[at])}")
     unit: Half = (rows / norms.clamp_min(1e-12)).half().cpu().numpy()
     return unit, norms[:, 0].cpu().numpy()
 
 
-def _brief(item: Item) -> str:
-    def brief(part: Any) -> str:
+def brief(item: Item) -> str:
+    """An item for a message: its role, and the beginning of each part."""
+
+    def shown(part: Any) -> str:
         if isinstance(part, Text):
             return repr(part.text if len(part.text) <= 40 else part.text[:37] + "...")
         return str(part.path)
 
-    return f"{item.role} {' + '.join(map(brief, item.parts))}"
+    return f"{item.role} {' + '.join(map(shown, item.parts))}"

@@ -19,7 +19,16 @@ from harness import __version__
 from harness.collection import Collection, checked
 from harness.content import Candidate, Item, Query, item, modality
 from harness.digest import Digests, digest, file_digest
-from harness.encode import EngineOptions, Keyed, Stats, broken_items, encode, key_items
+from harness.encode import (
+    Engine,
+    EngineOptions,
+    Keyed,
+    Local,
+    Stats,
+    broken_items,
+    encode,
+    key_items,
+)
 from harness.errors import (
     CheckpointMissing,
     DataMissing,
@@ -134,19 +143,28 @@ class _Job:
 
 @dataclass(slots=True)
 class Session:
-    """What the tasks of one evaluation share: digests, stores and the loaded weights."""
+    """What the tasks of one evaluation share: digests, stores and the loaded weights.
+
+    `remote` is the engine that encodes elsewhere; without one this process does.
+    """
 
     options: EvalOptions
     digests: Digests
     tell: Callable[[str], None]
+    remote: Engine | None = None
     _keyed: dict[tuple[str, bool], Keyed] = field(default_factory=dict)
     _embedders: dict[str, Embedder] = field(default_factory=dict)
     _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, options: EvalOptions, tell: Callable[[str], None] = lambda line: None) -> Session:
-        return cls(options, Digests.of(options.cache_dir, options.shared_caches), tell)
+    def start(
+        cls,
+        options: EvalOptions,
+        tell: Callable[[str], None] = lambda line: None,
+        remote: Engine | None = None,
+    ) -> Session:
+        return cls(options, Digests.of(options.cache_dir, options.shared_caches), tell, remote)
 
     def keyed(self, items: _Items) -> Keyed:
         """The keys of items; those of a table are found once for all its tasks."""
@@ -175,6 +193,12 @@ class Session:
         if opened.id not in self._embedders:
             self._embedders[opened.id] = opened.frontend.load(self.options.engine.device)
         return self._embedders[opened.id]
+
+    def engine(self, opened: Opened) -> Engine:
+        """Who embeds; a check model is not worth a cluster."""
+        if self.remote is None or opened.check:
+            return Local(lambda: self.embedder(opened))
+        return self.remote
 
     def reranker(self, reranking: Reranking) -> Reranker:
         if reranking.id not in self._rerankers:
@@ -230,9 +254,12 @@ def evaluate(
     options: EvalOptions,
     *,
     reranking: Reranking | None = None,
+    remote: Engine | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
     """Evaluate one model on tasks. One task's failure does not stop the others.
+
+    `remote`, where given, embeds; loading, planning, storing, search and re-ranking stay here.
 
     With `reranking` each task has two results: the model's own, and that of `model+reranker`, made
     from the stored run of the first; the second is the outcome.
@@ -246,7 +273,7 @@ def evaluate(
         require_writable(options.cache_dir, "the cache folder")
     if reranking is not None and opened is None:
         raise HarnessError(f"model {spec.name!r} is a check: its answers are not re-ranked")
-    session = Session.start(options, tell)
+    session = Session.start(options, tell, remote)
     job = _Job(catalog, searcher, spec, opened, reranking, tell)
     one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_one
     outcomes = []
@@ -603,7 +630,12 @@ def _measure(
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
     if stats.cut:
         made["texts_cut"] = stats.cut
-    about = {"counts": made, "work": work, "plan": _compared(speed, work, seconds)}
+    about: dict[str, Any] = {"counts": made, "work": work}
+    devices = session.engine(opened).devices
+    if stats.embedded and devices:
+        about["encoded_on"] = dict(devices)
+    else:
+        about["plan"] = _compared(speed, work, seconds)
     result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance=about)
     return result, run, outcomes
 
@@ -755,7 +787,7 @@ def embed(
             items,
             known,
             opened.frontend,
-            lambda: session.embedder(opened),
+            session.engine(opened),
             session.store(opened),
             session.options.engine,
             title=f"{title} {who}",

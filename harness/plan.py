@@ -13,7 +13,7 @@ import numpy as np
 from harness.collection import Collection, Subset
 from harness.content import Item
 from harness.digest import digest
-from harness.encode import encode, key_items, missing_rows
+from harness.encode import Local, encode, key_items, missing_rows
 from harness.errors import NoSuchInstruction
 from harness.evaluate import (
     INSTRUCTIONS,
@@ -217,7 +217,14 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
             with tempfile.TemporaryDirectory() as scratch:
                 store = Store(Path(scratch), opened.identity)
                 _, stats = encode(
-                    chosen, keyed, opened.frontend, lambda: embedder, store, engine, title="probe", check=True
+                    chosen,
+                    keyed,
+                    opened.frontend,
+                    Local(lambda: embedder),
+                    store,
+                    engine,
+                    title="probe",
+                    check=True,
                 )
                 dim = store.dim
         parts.append((stats.tokens, actual(stats.seconds)["encode"]))

@@ -21,7 +21,7 @@ LAYERS = [
     {"hookspecs"},
     {"registry", "store", "search"},
     {"encode", "tripwires"},
-    {"rerank", "speed"},
+    {"rerank", "speed", "cluster"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train", "plan"},
     {"comparison", "bisect", "exports", "cache"},
@@ -49,6 +49,7 @@ HEAVY = {
     "sentencepiece",
     "jinja2",
     "matplotlib",
+    "ray",
 }
 FOLDERS = {"models": "harness.models", "tasks": "harness.tasks", "plugins": "harness.plugins"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.content import Image, Item, Text
 from harness.digest import Digests
-from harness.encode import EngineOptions, batches, encode, key_items, missing_rows, windows
+from harness.encode import EngineOptions, Local, batches, encode, key_items, missing_rows, windows
 from harness.errors import BadEmbedding, HarnessError
 from harness.model import full_identity
 from harness.store import Store
@@ -28,7 +28,7 @@ def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", **opt
 
     engine = EngineOptions(batch_tokens=budget, workers=workers, quiet=True)
     keyed = key_items(items, Digests())
-    encoded, stats = encode(items, keyed, toy, load, store, engine, title="t", **options)
+    encoded, stats = encode(items, keyed, toy, Local(load), store, engine, title="t", **options)
     return encoded, stats, store, embedders
 
 

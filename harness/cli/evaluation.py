@@ -43,6 +43,7 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from harness.cluster import Cluster
     from harness.evaluate import EvalOptions, Outcome, Reranking
     from harness.registry import Catalog
     from harness.task import Suite, Task
@@ -60,6 +61,19 @@ class Overwrite(StrEnum):
     only_cache = "only-cache"
 
 
+class EngineName(StrEnum):
+    """Where items are embedded."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineChoice = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine", help="Embed in this process, or on all devices of the Ray cluster at $RAY_ADDRESS."
+    ),
+]
 SearcherName = Annotated[str, typer.Option("--searcher", help="Search backend: torch, faiss, or a plugin's.")]
 SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, such as 512M or 2G.")]
 Profile = Annotated[str, typer.Option("--prompt-profile", help="Whose prompts.")]
@@ -138,6 +152,7 @@ def evaluate(
     device: Device = "auto",
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
+    engine: EngineChoice = EngineName.local,
     searcher: SearcherName = "torch",
     search_memory: SearchMemory = "1G",
     split: Split = None,
@@ -178,7 +193,8 @@ def evaluate(
     reranking = _reranking(catalog, rerank, rerank_arg, depth, fusion_weight, oracle)
     if instructions not in INSTRUCTIONS:
         raise UnknownName("instruction policy", instructions, INSTRUCTIONS)
-    device = usable_device(device)
+    cluster = _cluster(device, workers) if engine is EngineName.ray and not dry_run else None
+    device = usable_device("auto" if engine is EngineName.ray and device == "cuda" else device)
     use_caches(cache_dir, shared_cache)
     options = EvalOptions(
         data=data,
@@ -188,7 +204,12 @@ def evaluate(
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),
-        engine=EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet),
+        engine=EngineOptions(
+            device,
+            batch_tokens or default_batch_tokens(cluster.device if cluster else device),
+            workers,
+            quiet,
+        ),
         searcher=searcher,
         search_memory=size_in_bytes(search_memory),
         overwrite=overwrite_strategy.value,
@@ -200,7 +221,9 @@ def evaluate(
         print_plans(plans, devices, gpu_hour_price, options.cache_dir, as_json)
         return
     try:
-        outcomes = run_evaluation(catalog, spec, given, chosen, options, reranking=reranking, tell=say)
+        outcomes = run_evaluation(
+            catalog, spec, given, chosen, options, reranking=reranking, remote=cluster, tell=say
+        )
     except KeyboardInterrupt:
         say("interrupted: finished results and embeddings are kept; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -233,6 +256,12 @@ _shared = [p for n, p in inspect.signature(evaluate, eval_str=True).parameters.i
 plan.__signature__ = inspect.Signature(_shared)  # type: ignore[attr-defined]
 plan.__annotations__ = {p.name: p.annotation for p in _shared}
 app.command()(plan)
+
+
+def _cluster(device: str, workers: int | None) -> Cluster:
+    from harness.cluster import join
+
+    return join(device, workers, say)
 
 
 def _reranking(
