@@ -235,7 +235,7 @@ def test_toys_are_frozen():
 def test_a_prepared_batch_goes_to_page_locked_memory_as_it_is(monkeypatch):
     import torch
 
-    from harness.encode import _Prepared
+    from harness.encode import Prepared
 
     pinned = []
 
@@ -251,7 +251,7 @@ def test_a_prepared_batch_goes_to_page_locked_memory_as_it_is(monkeypatch):
         "names": np.array(["a"]),
         "layout": ("x", 1),
     }
-    got = _Prepared(0, [1, 2], batch, {}, 1.0, 0.5).pin_memory()
+    got = Prepared(0, [1, 2], batch, {}, 1.0, 0.5).pin_memory()
     assert sorted(pinned) == [(2, 2), (3,), (3, 2)]
     assert (got.window, got.positions, got.seconds) == (0, [1, 2], 1.0)
     np.testing.assert_array_equal(got.batch["ids"], batch["ids"])
