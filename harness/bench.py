@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from harness.content import Candidate, Image, Item, Text
 from harness.digest import Digests
-from harness.encode import EngineOptions, Stats, encode, key_items
+from harness.encode import EngineOptions, batches, encode, key_items
 from harness.errors import HarnessError
 from harness.metrics import MAP, MRR, NDCG, Hit, Metric, Recall, ranks_in_list
 from harness.model import ModelSpec, full_identity
@@ -202,7 +202,7 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
     takes seconds for. With `on_disk` the pool lies in a file there, and only ours is measured, against a
     float32 product of the same shape."""
     rows = []
-    with threads(timing.threads), _pool(sizes, on_disk) as (pool, queries):
+    with threads(timing.threads), pool_and_queries(sizes, on_disk) as (pool, queries):
         peers = (
             _search_peers(pool, queries, timing) if isinstance(pool, ArrayRows) else _products(pool, queries)
         )
@@ -226,7 +226,7 @@ def _threads(timing: Timing) -> str:
 
 
 @contextmanager
-def _pool(sizes: SearchSizes, on_disk: Path | None) -> Iterator[tuple[Rows, Half]]:
+def pool_and_queries(sizes: SearchSizes, on_disk: Path | None) -> Iterator[tuple[Rows, Half]]:
     """Clustered unit rows, [N, D], and queries near some of them, [Q, D]: score gaps as in real pools."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((max(1, sizes.n // 100), sizes.dim), dtype=np.float32)
@@ -378,7 +378,7 @@ def bench_galleries(sizes: SearchSizes, timing: Timing, *, gallery: int = 100) -
     are not compared (see tests/test_search.py)."""
     import torch
 
-    with threads(timing.threads), _pool(sizes, None) as (pool, queries):
+    with threads(timing.threads), pool_and_queries(sizes, None) as (pool, queries):
         assert isinstance(pool, ArrayRows)
         chosen = np.random.default_rng(1).integers(0, sizes.n, (len(queries), gallery))
         nothing, scope = Ragged.of([()] * len(queries)), Ragged.of(list(chosen.astype(np.int32)))
@@ -428,29 +428,32 @@ def bench_encode(
     frontend = spec.open(options)
     embedder = frontend.load("cpu")
     engine = EngineOptions(batch_tokens=sizes.batch_tokens, workers=0, quiet=True)
-    last: list[tuple[Half, Stats]] = []
+    last: list[Half] = []
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), full_identity(spec.name, frontend, dict(options)))
             keyed = key_items(items, Digests())
-            encoded, stats = encode(items, keyed, frontend, lambda: embedder, store, engine, title="bench")
-            last[:] = [(store.rows(encoded.keys).block(0, len(items)), stats)]
+            encoded, _ = encode(items, keyed, frontend, lambda: embedder, store, engine, title="bench")
+            last[:] = [store.rows(encoded.keys).block(0, len(items))]
 
     def fixed() -> list[Single]:
         starts = range(0, len(items), sizes.batch)
-        batches = (frontend.prepare(items[a : a + sizes.batch]) for a in starts)
-        return [_unit(embedder.embed(batch).float().numpy()) for batch in batches]
+        prepared = (frontend.prepare(items[a : a + sizes.batch]) for a in starts)
+        return [_unit(embedder.embed(batch).float().numpy()) for batch in prepared]
 
     def alike() -> bool:
-        rows, theirs = last[0][0].astype(np.float32), np.concatenate(fixed())
+        rows, theirs = last[0].astype(np.float32), np.concatenate(fixed())
         return bool(np.abs(rows - theirs).max() <= 2.0**-11)
 
     def floor() -> tuple[float, str]:
-        stats = last[0][1]
-        real = stats.cost / stats.padded_cost
-        wasted = f"embedding alone, without the padding: {1 / real - 1:.1%} of {stats.cost:,} tokens"
-        return stats.seconds["embed"] * real, wasted
+        costs = np.array([frontend.cost(item) for item in items])
+        planned = batches(costs, sizes.batch_tokens)
+        prepared = [frontend.prepare([items[i] for i in batch]) for batch in planned]
+        taken = timing.seconds(lambda: [embedder.embed(batch) for batch in prepared])
+        padded = sum(len(batch) * int(costs[batch].max()) for batch in planned)
+        padding = padded / int(costs.sum()) - 1
+        return taken / (1 + padding), f"embedding alone, without the {padding:.1%} of padding"
 
     with threads(timing.threads):
         return timing.rows(
@@ -570,7 +573,7 @@ def bench_load(lines: int, timing: Timing) -> list[Row]:
 
             def anew() -> Table:
                 shutil.rmtree(cache, ignore_errors=True)
-                return _opened(source)
+                return opened(source)
 
             def floor() -> tuple[float, str]:
                 read = min(timing.seconds(source.read_bytes) for _ in range(3))
@@ -581,7 +584,7 @@ def bench_load(lines: int, timing: Timing) -> list[Row]:
             first = timing.rows(f"table of {lines:,} lines", anew, peers, identical=same, floor=floor)
             again = timing.rows(
                 f"table of {lines:,} lines, opened again",
-                partial(_opened, source),
+                partial(opened, source),
                 peers,
                 identical=same,
                 floor=lambda: (0.0, "nothing has to be read"),
@@ -603,7 +606,7 @@ def _cache(folder: Path) -> Iterator[Path]:
             os.environ["HARNESS_CACHE"] = was
 
 
-def _opened(source: Path) -> Table:
+def opened(source: Path) -> Table:
     fields = Fields("did", "txt", "img_path", "modality")
     return open_table(source, fields, _candidate, variant="", media_root=Path("/"))
 
@@ -616,7 +619,7 @@ def _candidate(name: str, text: str | None, image: str | None, modality: str | N
 def _same_rows(source: Path) -> bool:
     rows = map(json.loads, source.read_text().splitlines())
     made = [_candidate(row["did"], row["txt"], row["img_path"], row["modality"]) for row in rows]
-    return list(_opened(source)) == made
+    return list(opened(source)) == made
 
 
 def write_pool(path: Path, lines: int) -> None:

@@ -108,7 +108,7 @@ def test_each_takes_its_turn_and_the_median_of_the_ratios_counts(monkeypatch):
 
 
 def test_the_ascending_pool_ascends():
-    with bench._pool(SearchSizes(500, 32, 3, order="ascending"), None) as (pool, queries):
+    with bench.pool_and_queries(SearchSizes(500, 32, 3, order="ascending"), None) as (pool, queries):
         scores = pool.block(0, 500).astype(float) @ queries.astype(float).T
     first, last = scores[:250].mean(0), scores[250:].mean(0)
     assert (last > first + 0.1).all()
