@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from harness.content import Candidate, Image, Item, Text
 from harness.digest import Digests
-from harness.encode import EngineOptions, batches, encode, key_items
+from harness.encode import EngineOptions, Local, batches, encode, key_items
 from harness.errors import HarnessError
 from harness.metrics import MAP, MRR, NDCG, Hit, Metric, Recall, ranks_in_list
 from harness.model import ModelSpec, full_identity
@@ -434,7 +434,7 @@ def bench_encode(
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder), full_identity(spec.name, frontend, dict(options)))
             keyed = key_items(items, Digests())
-            encoded, _ = encode(items, keyed, frontend, lambda: embedder, store, engine, title="bench")
+            encoded, _ = encode(items, keyed, frontend, Local(lambda: embedder), store, engine, title="bench")
             last[:] = [store.rows(encoded.keys).block(0, len(items))]
 
     def fixed() -> list[Single]:
