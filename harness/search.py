@@ -5,9 +5,10 @@ product of two float16 numbers is a multiple of 2^-48, and so is every partial s
 none exceeds 2, so that 50 bits hold it and float64 adds without any rounding. The order of
 summation, the tile, the thread count and the device therefore cannot show in a score.
 
-A fast float32 matrix product, whose error is bounded (`tolerance`), only decides which pairs are
-worth an exact score. Per tile, the maximum of every 64 scores is compared with what a query still
-needs, so that most scores are read once.
+A fast matrix product, whose error is bounded, only decides which pairs are worth an exact score:
+in float32 (`tolerance`), or in bfloat16 (`_Sieve`) at half the time where the processor has it and few of
+many candidates are wanted. Per tile, the maximum of every 64 scores is compared with what a query
+still needs, so that most scores are read once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ results leave the allocator's reuse on a CPU and cost a page fault per 4 KiB."""
 _LOWEST = float(np.finfo(np.float32).min)
 """Below every score and above -inf, which marks pairs that are no candidates."""
 _LAST = 2**31 - 1
+_SCALE = 0.98
 _MIB = 1 << 20
+_SIFTED_K, _SIFTED_POOL = 128, 1 << 17
+"""Up to so many wanted of at least so many, few enough lie within a bfloat16 product's error of the
+last one that scoring them exactly costs less than the float32 product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +337,9 @@ def _exact(queries: Tensor, candidates: Tensor, query: Tensor, row: Tensor | Non
     """
     import torch
 
+    present, count = torch.unique_consecutive(query, return_counts=True)
+    if row is None and len(query) >= 32 * len(present) and not query.is_cuda:
+        return _exact_runs(queries[present], candidates, count.tolist())
     scores = torch.empty(len(query), dtype=torch.float32, device=query.device)
     # Products of float16 numbers are exact in float32. On a CPU the pieces stay in its cache.
     step = max(1, (1 << 24 if scores.is_cuda else 1 << 18) // queries.shape[1])
@@ -340,6 +348,21 @@ def _exact(queries: Tensor, candidates: Tensor, query: Tensor, row: Tensor | Non
         product = own.float() * queries.index_select(0, query[a : a + step]).float()
         scores[a : a + step] = product.sum(1, dtype=torch.float64)
     return scores.add_(0.0)  # -0.0 becomes 0.0: the two are one score
+
+
+def _exact_runs(queries: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same where each query meets the next `counts` candidates, with a product for each query."""
+    import torch
+
+    scores = torch.empty(len(candidates), dtype=torch.float64)
+    step, start = 256, 0
+    for query, count in zip(queries.double(), counts, strict=True):
+        for a in range(start, start + count, step):
+            b = min(a + step, start + count)
+            # float16 becomes float64 fastest by way of float32.
+            torch.mv(candidates[a:b].float().double(), query, out=scores[a:b])
+        start += count
+    return scores.float().add_(0.0)
 
 
 def _exact_in(tile: _Scored, query: Tensor, column: Tensor) -> Tensor:
@@ -381,20 +404,23 @@ class _Plan:
     """candidates per tile, a multiple of 64"""
     gather: int
     """rows gathered at a time"""
+    sifted: bool
+    """whether bfloat16 products come first"""
 
 
 def _gather_rows(request: SearchRequest) -> int:
     """Few enough to stay near the processor while they are scored."""
-    return max(1, min(request.memory // 8 // 16, 1 << 22) // request.pool.dim)
+    return max(1, min(request.memory // 8 // 16, 1 << 20) // request.pool.dim)
 
 
 def _plan(request: SearchRequest, k: int) -> _Plan:
     """Half of the budget for tiles, a quarter for running results, an eighth for gathers."""
     dim, n = request.pool.dim, max(1, len(request.queries))
-    width = _width(k)
+    sifts = sifted(k, len(request.pool), request.device)
+    width = _width(k, sifts)
     group = min(n, request.memory // 4 // (8 * width + 32))
 
-    cost = partial(_tile_bytes, dim, width)
+    cost = partial(_tile_bytes, dim, width, sifts)
     tile = min(_TILE, -(-max(1, len(request.pool)) // _GROUP) * _GROUP)
     queries = min(max(1, group), _TILE if request.device.startswith("cuda") else _TILE // 4)
     while cost(queries, tile) > request.memory // 2 and (queries > 1 or tile > _GROUP):
@@ -408,26 +434,43 @@ def _plan(request: SearchRequest, k: int) -> _Plan:
             f"searching {dim}-dimensional rows for the best {k} takes at least {-(-least // 1024)} KiB and"
             f" the budget is {request.memory // 1024} KiB: raise --search-memory"
         )
-    return _Plan(group, queries, tile, _gather_rows(request))
+    return _Plan(group, queries, tile, _gather_rows(request), sifts)
 
 
-def _tile_bytes(dim: int, width: int, queries: int, tile: int) -> int:
+def _tile_bytes(dim: int, width: int, sifts: bool, queries: int, tile: int) -> int:
     """Two blocks of float16, the tile in float32 and, for degenerate pools, in float64; scores,
-    scratch and lists of hits; the copies that a compression of the running results makes."""
-    return tile * dim * 16 + queries * (dim * 12 + tile * 24 + width * 40)
+    scratch and lists of hits; the copies that a compression of the running results makes. Where
+    bfloat16 comes first, it adds to tile, queries and scores."""
+    half = 2 if sifts else 0
+    return tile * dim * (16 + half) + queries * (dim * (12 + half) + tile * (24 + half) + width * 40)
 
 
 def peak_memory(queries: int, candidates: int, dim: int, k: int, memory: int) -> int:
     """Bytes that the built-in search takes at most on a CPU: what of its budget `memory` it can use, the
     queries in float16, and the results."""
     tile = min(_TILE, -(-max(1, candidates) // _GROUP) * _GROUP)
-    tiles = 2 * _tile_bytes(dim, _width(k + 1), min(queries, _TILE // 4), tile)
-    return min(memory, tiles + queries * 8 * _width(k + 1)) + queries * (2 * dim + 16 * (k + 1))
+    sifts = sifted(k + 1, candidates, "cpu")
+    width = _width(k + 1, sifts)
+    tiles = 2 * _tile_bytes(dim, width, sifts, min(queries, _TILE // 4), tile)
+    return min(memory, tiles + queries * 8 * width) + queries * (2 * dim + 16 * (k + 1))
 
 
-def _width(k: int) -> int:
+def sifted(k: int, candidates: int, device: str) -> bool:
+    """Whether bfloat16 products come first."""
+    import torch
+
+    return (
+        0 < k <= _SIFTED_K
+        and candidates >= _SIFTED_POOL
+        and _device(device) == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
+
+
+def _width(k: int, sifted: bool) -> int:
     """Columns of the running results: k and room for those not yet compared with one another."""
-    return k + max(k, 256) if k else 0
+    return k + (max(4 * k, 512) if sifted else max(k, 256)) if k else 0
 
 
 def _sweep(request: SearchRequest, k: int) -> Found:
@@ -466,17 +509,20 @@ def _read(request: SearchRequest, plan: _Plan, blocks: list[_Block]) -> None:
     tile = torch.empty(plan.tile, request.pool.dim, dtype=kind, device=device)
     asked = torch.empty(plan.queries, request.pool.dim, dtype=kind, device=device)
     scratch = torch.empty(plan.queries * plan.tile, device=device)
+    rounded = torch.empty(tile.shape if plan.sifted else 0, dtype=torch.bfloat16)
     starts = _scattered(range(0, size, plan.tile))
     with ThreadPoolExecutor(1, thread_name_prefix="search-reader") as reader:
         blocks_ahead = _ahead(reader, lambda a: pool.block(a, min(size, a + plan.tile)), starts)
         for start, rows in zip(starts, blocks_ahead, strict=True):
             tile[: len(rows)].copy_(rows)
             tile[len(rows) :].zero_()
+            if any(block.sieve for block in blocks):
+                rounded.copy_(tile)
             for block in blocks:
+                if block.sift(gemm, rounded, start, len(rows), scratch):
+                    continue
                 queries = asked[: len(block.queries)].copy_(block.queries)
-                scores = gemm(queries, tile)
-                scores[:, len(rows) :] = -torch.inf
-                block.offer(_Scored(queries, tile, scores, start, scratch))
+                block.offer(_Scored(queries, tile, gemm(queries, tile), start, len(rows), scratch))
 
 
 def _scattered(starts: range) -> list[int]:
@@ -545,6 +591,8 @@ class _Scored:
     """[B, C] float32, -inf where a pair is no candidate"""
     start: int
     """the pool row of the tile's first row"""
+    count: int
+    """how many of its rows are the pool's"""
     scratch: Tensor
     """float32 memory for a comparison of all scores"""
 
@@ -565,7 +613,8 @@ class _Block:
 
         self.start, self.stop = start, stop
         self.queries = _Vectors(request.queries, request.device).block(start, stop)
-        self.top = _Top(request, plan, k, self.queries)
+        self.sieve = _Sieve.of(self.queries) if plan.sifted else None
+        self.top = _Top(request, plan, k, self.queries, self.sieve)
         self.places = _Places(request, start, stop)
         size = len(request.pool)
         query, row = np.divmod(_set(request.exclude, start, stop, size), max(1, size))
@@ -573,7 +622,23 @@ class _Block:
         self._gone_rows = row[order]
         self._gone = torch.from_numpy(np.stack([query[order], row[order]])).to(self.queries.device)
 
+    def sift(self, gemm: Gemm, rounded: Tensor, start: int, count: int, scratch: Tensor) -> bool:
+        """Offer the bfloat16 products with a tile. False where the block has no sieve, or where too
+        many pairs pass it: this tile, then, and all later ones, are to come in float32."""
+        if self.sieve is None:
+            return False
+        shape = len(self.queries), len(rounded)
+        # A maximum over float32 is five times as fast as over bfloat16.
+        scores = scratch[: shape[0] * shape[1]].view(shape).copy_(gemm(self.sieve.queries, rounded))
+        self.offer(_Scored(self.sieve.queries, rounded, scores, start, count, scratch))
+        if not self.top.crowded:
+            return True
+        self.sieve = None
+        self.top.sharpen(start, start + count)
+        return False
+
     def offer(self, scored: _Scored) -> None:
+        scored.scores[:, scored.count :] = float("-inf")
         a, b = np.searchsorted(self._gone_rows, [scored.start, scored.start + len(scored.tile)]).tolist()
         if a < b:
             scored.scores[self._gone[0, a:b], self._gone[1, a:b] - scored.start] = float("-inf")
@@ -581,6 +646,34 @@ class _Block:
         if self.top.k:
             self.top.offer(scored, maxima)
         self.places.offer(scored, maxima)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sieve:
+    """A block of queries in bfloat16.
+
+    They are scaled so that no product with a unit row reaches 1: below it, rounding a product to
+    bfloat16 moves it by at most 2^-9.
+    """
+
+    queries: Tensor
+    """[B, D] bfloat16"""
+    eps: Tensor
+    """[B], how far a product can lie from the scaled canonical score"""
+
+    @classmethod
+    def of(cls, queries: Tensor) -> _Sieve:
+        """For `queries` [B, D] float16.
+
+        q'x' - qx = (q' - q)x' + q(x' - x), where rounding to bfloat16 moves every number of x by at
+        most 2^-8 of its own size, and the whole row so; 1.01 stands for the norms of rounded rows.
+        The sum in float32 errs as on tensor cores: processors, too, may truncate and align.
+        """
+        scaled = queries.double() * _SCALE
+        rounded = scaled.bfloat16()
+        lost = (rounded.double() - scaled).norm(dim=1)
+        eps = 1.01 * (lost + 2.0**-8) + 2.0**-9 + tolerance(queries.shape[1], "cuda")
+        return cls(rounded, eps.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,16 +701,21 @@ class _Top:
 
     A score is within eps of the canonical one, so the k-th best rough score seen is at most eps
     above the k-th best canonical one, and what scores 2 eps less than it is out: `bound`. Where
-    so many are within 2 eps that there is no room for them, their exact scores decide (`_settle`).
+    so many are within 2 eps that there is no room for them, their exact scores decide (`_settle`);
+    behind a sieve, `crowded` says so, and float32 decides.
     """
 
-    def __init__(self, request: SearchRequest, plan: _Plan, k: int, queries: Tensor) -> None:
+    def __init__(
+        self, request: SearchRequest, plan: _Plan, k: int, queries: Tensor, sieve: _Sieve | None
+    ) -> None:
         import torch
 
-        b, width, device = len(queries), _width(k), queries.device
+        b, width, device = len(queries), _width(k, plan.sifted), queries.device
         self.k, self._queries, self._gather = k, queries, plan.gather
         self._pool = _Vectors(request.pool, request.device)
-        self._eps = tolerance(request.pool.dim, request.device)
+        self._sharp = torch.full((b,), tolerance(request.pool.dim, request.device), device=device)
+        self._eps = self._sharp if sieve is None else sieve.eps
+        self.crowded = False
         self._bound = torch.full((b,), _LOWEST, device=device)
         self._scores = torch.full((b, width), -torch.inf, device=device)  # [B, width] float32
         self._rows = torch.full((b, width), _LAST, dtype=torch.int32, device=device)
@@ -642,7 +740,7 @@ class _Top:
         seen = torch.cat([self._scores[which, : int(self._fill.max())], scores[which]], 1)
         if seen.shape[1] >= self.k:
             kth = seen.topk(self.k, sorted=False).values.amin(1)
-            self._bound[which] = self._bound[which].maximum(kth - 2 * self._eps)
+            self._bound[which] = self._bound[which].maximum(kth - 2 * self._eps[which])
 
     def _add(self, scored: _Scored, groups: Tensor, first: int) -> None:
         index = groups.reshape(-1).nonzero().view(-1)
@@ -679,7 +777,10 @@ class _Top:
         hits = hits.where(hits.score >= self._bound[hits.query])
         crowded = self._crowded(hits)
         if bool(crowded.any()):
-            self._settle(crowded, scored, hits.where(crowded[hits.query]))
+            if self._eps is self._sharp:
+                self._settle(crowded, scored, hits.where(crowded[hits.query]))
+            else:
+                self.crowded = True
             hits = hits.where(~crowded[hits.query])
         return hits
 
@@ -691,9 +792,12 @@ class _Top:
         kept = int(self._fill.max())
         if kept <= self.k:
             return
-        scores, rows = self._scores[:, :kept], self._rows[:, :kept]
-        kth = scores.topk(self.k, sorted=False).values.amin(1)
+        kth = self._scores[:, :kept].topk(self.k, sorted=False).values.amin(1)
         self._bound = self._bound.maximum(kth - 2 * self._eps)
+        self._drop(kept)
+
+    def _drop(self, kept: int) -> None:
+        scores, rows = self._scores[:, :kept], self._rows[:, :kept]
         query, column = (scores >= self._bound[:, None]).nonzero(as_tuple=True)
         left = _Hits(query, column, scores[query, column])
         left_rows = rows[query, column]
@@ -702,6 +806,17 @@ class _Top:
         self._fill = left.count(self._fill)
         at = query, left.place(self._fill)
         scores[at], rows[at] = left.score, left_rows
+
+    def sharpen(self, start: int, stop: int) -> None:
+        """From here on the products are float32, those with the rows `start` to `stop` once more."""
+        kept = int(self._fill.max())
+        again = (self._rows >= start) & (self._rows < stop)
+        self._scores.masked_fill_(again, float("-inf"))
+        self._score_kept(~self._exact)
+        self._bound.fill_(_LOWEST)
+        self._drop(kept)
+        self._eps, self.crowded = self._sharp, False
+        self._compress()
 
     def _settle(self, crowded: Tensor, scored: _Scored | None = None, hits: _Hits | None = None) -> None:
         """Leave the crowded queries exactly their best k of the kept ones and of their hits."""
@@ -721,7 +836,7 @@ class _Top:
         self._rows[chosen, : self.k] = rows
         self._fill[chosen] = (scores > -torch.inf).sum(1)
         self._exact[chosen] = True
-        self._bound[chosen] = self._bound[chosen].maximum(scores[:, -1] - self._eps)
+        self._bound[chosen] = self._bound[chosen].maximum(scores[:, -1] - self._eps[chosen])
 
     def _settle_hits(self, crowded: Tensor, scored: _Scored, hits: _Hits) -> tuple[Tensor, Tensor]:
         """Canonical scores and rows of what may displace a kept one, a line per crowded query."""

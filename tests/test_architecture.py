@@ -30,7 +30,7 @@ LAYERS = [
     {"figures"},
     {"report"},
     {"testing"},
-    {"audit", "doctor"},
+    {"audit", "bench", "doctor"},
     {"cli"},
 ]
 HEAVY = {

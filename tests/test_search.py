@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from harness import search as module
 from harness.errors import HarnessError
 from harness.plugins.faiss_flat import FAISS
 from harness.run import BEYOND, Found, Ragged, SearchRequest
@@ -224,6 +225,47 @@ def test_float32_products_stay_within_the_tolerance(make: Callable[..., Half], d
     exact = x.double() @ x.double().T
     error = (x.float() @ x.float().T).double() - exact
     assert float(error.abs().max()) <= tolerance(dim, "cpu")
+
+
+BFLOAT16 = pytest.mark.skipif(
+    not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()),
+    reason="this processor has no bfloat16 products",
+)
+
+
+@BFLOAT16
+@pytest.mark.parametrize("dim", [3, 768, 3584])
+@pytest.mark.parametrize("make", [random_pool, constant, one_ulp_apart])
+def test_bfloat16_products_stay_within_the_eps_of_the_sieve(make: Callable[..., Half], dim: int) -> None:
+    x = torch.from_numpy(make(np.random.default_rng(4), 64, dim))
+    sieve = module._Sieve.of(x)
+    products = module._gemm("cpu")(sieve.queries, x.float().bfloat16()).double()
+    error = (products - module._SCALE * (x.double() @ x.double().T)).abs()
+    assert products.max() < 1
+    assert bool((error <= sieve.eps[:, None]).all())
+
+
+@BFLOAT16
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize("n", [65, 4500])
+def test_bfloat16_first_gives_the_same(
+    make: Callable[..., Half], n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pools whose scores crowd overflow the running results, so that float32 takes over half-way."""
+    monkeypatch.setattr(module, "_SIFTED_POOL", 0)
+    took_over = []
+    sharpen = module._Top.sharpen
+    monkeypatch.setattr(module._Top, "sharpen", lambda *given: took_over.append(given[1]) or sharpen(*given))
+    for k in (1, 9, 100):
+        rng = np.random.default_rng(k)
+        request = replace(request_for(make, n, 48, k, seed=k), exclude=lists(rng, 13, 0, n, 40))
+        expected = brute_force(request)
+        assert_same(search(request), expected)
+        assert_same(search(replace(request, memory=1 << 20)), expected)
+    if n == 4500 and make in (one_row, constant, one_ulp_apart):
+        assert any(took_over)
+    if n == 65:
+        assert not took_over
 
 
 @pytest.mark.parametrize("make", POOLS)

@@ -11,7 +11,7 @@ import typer
 
 from harness.errors import HarnessError
 
-from . import evaluation, boards, reports, statistics, health, training, listing, data, caches  # noqa: F401  # isort: skip (the order of the help)
+from . import evaluation, boards, reports, statistics, health, bench, training, listing, data, caches  # noqa: F401  # isort: skip (the order of the help)
 from .app import app
 from .shared import say
 

@@ -20,9 +20,11 @@ list_app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="The data sets below the data root.")
 cache_app = typer.Typer(no_args_is_help=True, help="The cache: what lies in it, is it sound, what can go.")
+bench_app = typer.Typer(no_args_is_help=True, help="Speed on this machine, beside what people use instead.")
 app.add_typer(list_app, name="list")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
+app.add_typer(bench_app, name="bench")
 
 
 def _version(show: bool) -> None:

@@ -1,0 +1,142 @@
+"""`harness bench`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.errors import HarnessError
+
+from .app import bench_app
+from .shared import GAP, AsJson, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
+
+if TYPE_CHECKING:
+    from harness.bench import Row
+
+Rounds = Annotated[int, typer.Option(min=1, help="How often each takes its turn; the median counts.")]
+Threads = Annotated[
+    int, typer.Option(min=1, help="Threads; one is timed in CPU seconds, several by the clock.")
+]
+
+
+@bench_app.command("search")
+def bench_search(
+    n: Annotated[int, typer.Option("--n", min=1, help="Candidates.")] = 200_000,
+    dim: Annotated[int, typer.Option(min=1, help="Dimensions.")] = 768,
+    queries: Annotated[int, typer.Option(min=1, help="Queries.")] = 512,
+    k: Annotated[list[int] | None, typer.Option("--k", min=1, help="The best k; repeatable.")] = None,
+    order: Annotated[
+        Literal["random", "ascending"],
+        typer.Option(help="How the pool is sorted by score: ascending is worst."),
+    ] = "random",
+    gallery: Annotated[
+        int | None, typer.Option(min=1, help="Limit each query to so many candidates of its own.")
+    ] = None,
+    on_disk: Annotated[
+        Path | None, typer.Option(help="Stream the pool from a file in this folder, removed afterwards.")
+    ] = None,
+    search_memory: Annotated[str, typer.Option(help="Budget for tiles and running results.")] = "1G",
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Exact search beside faiss, torch, numpy and one query at a time.
+
+    Answers are compared with a float64 brute force. The speed of faiss and numpy hangs on OPENBLAS_CORETYPE.
+    """
+    from harness.bench import SearchSizes, Timing
+    from harness.bench import bench_galleries as galleries
+    from harness.bench import bench_search as measure
+
+    memory = size_in_bytes(search_memory)
+    sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory)
+    timing = Timing(rounds, threads)
+    if on_disk is not None and not on_disk.is_dir():
+        raise HarnessError(f"--on-disk {on_disk} is no folder")
+    _note_missing("faiss", "umr-harness[faiss]")
+    _show(
+        galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk),
+        as_json,
+    )
+
+
+@bench_app.command("encode")
+def bench_encode(
+    model: ModelName,
+    model_arg: ModelArgs = None,
+    items: Annotated[int, typer.Option(min=8, help="Texts.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Items in a batch of the peer.")] = 16,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Our budget of a batch.")] = 1024,
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Encoding texts of M-BEIR-like lengths beside batches of a fixed size."""
+    from harness.bench import EncodeSizes, Timing
+    from harness.bench import bench_encode as measure
+
+    sizes = EncodeSizes(items, batch, batch_tokens)
+    _show(measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads)), as_json)
+
+
+@bench_app.command("metrics")
+def bench_metrics(
+    queries: Annotated[int, typer.Option(min=1, help="Rankings of 50.")] = 200_000,
+    rounds: Rounds = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Eleven metrics beside pytrec_eval."""
+    from harness.bench import Timing
+    from harness.bench import bench_metrics as measure
+
+    _show(measure(queries, Timing(rounds)), as_json)
+
+
+@bench_app.command("load")
+def bench_load(
+    lines: Annotated[int, typer.Option(min=1, help="Lines of the pool file.")] = 200_000,
+    rounds: Rounds = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Making a table of a pool file, and opening it again, beside json.loads line by line."""
+    from harness.bench import Timing
+    from harness.bench import bench_load as measure
+
+    _show(measure(lines, Timing(rounds)), as_json)
+
+
+def _note_missing(module: str, package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        say(f"note: {module} is not installed and is left out: pip install '{package}'")
+
+
+def _show(rows: Sequence[Row], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        shown = [asdict(row) for row in rows]
+        for row in shown:  # JSON has no NaN
+            row["peak_gib"] = None if math.isnan(row["peak_gib"]) else row["peak_gib"]
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    from tabulate import tabulate
+
+    for case in dict.fromkeys(row.case for row in rows):
+        mine = [row for row in rows if row.case == case]
+        first = mine[0]
+        answers = {True: "answers right", False: "ANSWERS DIFFER", None: "answers not compared"}[
+            first.identical
+        ]
+        peak = GAP if math.isnan(first.peak_gib) else f"{first.peak_gib:.2f} GiB"
+        typer.echo(f"{case}: {answers}, at most {peak} more memory")
+        typer.echo(f"floor {first.floor_s:.4g} s: {first.floor}")
+        table = [[row.peer, f"{row.ours_s:.4g}", f"{row.peer_s:.4g}", f"{row.ratio:.3g}"] for row in mine]
+        headers = ["peer", "ours, s", "peer, s", "ours / peer"]
+        typer.echo(tabulate(table, headers=headers, tablefmt="simple", disable_numparse=True) + "\n")

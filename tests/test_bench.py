@@ -1,0 +1,119 @@
+"""`harness bench` at tiny sizes: every comparison runs, its answers are right, its rows are complete."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from harness import bench
+from harness.bench import Peer, SearchSizes, Timing
+from harness.cli import app
+from harness.registry import load_catalog
+from harness.run import Ragged, SearchRequest
+from harness.search import ArrayRows, search
+
+KEYS = {"case", "ours_s", "peer", "peer_s", "ratio", "identical", "peak_gib", "floor_s", "floor"}
+SMALL = ("--n", "700", "--dim", "16", "--queries", "9", "--rounds", "1")
+
+
+def rows(*arguments: str) -> list[dict]:  # type: ignore[type-arg]
+    done = CliRunner().invoke(app, ["bench", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    for row in found:
+        assert set(row) == KEYS
+        assert row["ratio"] > 0
+    return found
+
+
+@pytest.mark.parametrize("order", ["random", "ascending"])
+def test_search(order):
+    found = rows("search", *SMALL, "--k", "5", "--k", "900", "--order", order)
+    assert [row["identical"] for row in found] == [True] * 8
+    peers = [row["peer"].split()[0] for row in found]
+    assert peers == ["faiss", "torch", "numpy", "one"] * 2
+
+
+def test_search_on_disk_leaves_no_file(tmp_path):
+    (row,) = rows("search", *SMALL, "--k", "5", "--on-disk", str(tmp_path))
+    assert row["identical"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_galleries():
+    (row,) = rows("search", *SMALL, "--gallery", "20")
+    assert row["identical"] is None
+
+
+def test_without_faiss_one_line_says_so_and_the_others_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["bench", "search", *SMALL])
+    assert "note: faiss is not installed" in done.stderr
+    assert "torch matmul" in done.stdout
+    assert "faiss IndexFlatIP" not in done.stdout
+
+
+def test_encode(tmp_path):
+    spec = load_catalog().model("minilm")
+    given = [f"--model-arg={key}={value}" for key, value in spec.tiny(tmp_path).items()]
+    (row,) = rows("encode", "-m", "minilm", *given, "--items", "40", "--rounds", "1")
+    assert row["identical"]
+
+
+def test_metrics():
+    assert [row["identical"] for row in rows("metrics", "--queries", "50", "--rounds", "1")] == [True, True]
+
+
+def test_load(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    assert [row["identical"] for row in rows("load", "--lines", "60", "--rounds", "1")] == [True, True]
+    assert not list(tmp_path.iterdir())  # the measured cache is another
+
+
+def test_a_wrong_answer_is_seen(monkeypatch):
+    rng = np.random.default_rng(0)
+    pool, queries = (bench._unit(rng.standard_normal((n, 8))).astype(np.float16) for n in (90, 4))
+    request = SearchRequest(ArrayRows(queries), ArrayRows(pool), 6, Ragged.of([()] * 4))
+    assert bench._as_brute_force(request)
+    found = search(request)
+    monkeypatch.setattr(bench, "search", lambda _: replace(found, rows=found.rows[:, ::-1]))
+    assert not bench._as_brute_force(request)
+
+
+def test_each_takes_its_turn_and_the_median_of_the_ratios_counts(monkeypatch):
+    """Ours takes 1, 2 and 9 s, the peer 2 s each and three times that: ratios 1/6, 1/3 and 3/2."""
+    clock, turns, lengths = [0.0], [], iter([1.0, 2.0, 9.0])
+    monkeypatch.setattr(bench.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(bench, "peak_gib", lambda call: math.nan)
+
+    def spend(name, seconds):
+        turns.append(name)
+        clock[0] += next(seconds) if name == "ours" else seconds
+
+    peer = Peer("peer", partial(spend, "peer", 2.0), 3.0)
+    (row,) = Timing(rounds=3).rows(
+        "case", partial(spend, "ours", lengths), [peer], identical=lambda: None, floor=lambda: (0.5, "")
+    )
+    assert turns == ["ours", "peer"] * 3
+    assert (row.ours_s, row.peer_s, row.ratio) == (2.0, 6.0, 1 / 3)
+
+
+def test_the_ascending_pool_ascends():
+    with bench.pool_and_queries(SearchSizes(500, 32, 3, order="ascending"), None) as (pool, queries):
+        scores = pool.block(0, 500).astype(float) @ queries.astype(float).T
+    first, last = scores[:250].mean(0), scores[250:].mean(0)
+    assert (last > first + 0.1).all()
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path):
+    done = CliRunner().invoke(app, ["bench", "search", *SMALL, "--on-disk", str(Path(tmp_path, "none"))])
+    assert "is no folder" in str(done.exception)
