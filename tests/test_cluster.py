@@ -42,6 +42,7 @@ def two_cpus():
     """Ray on this machine, with room for two workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE)
+        ray.shutdown()  # what another test may have started
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

@@ -15,6 +15,7 @@ from harness.testing import check_model, check_task
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {".venv", "runs", "golden", ".pytest_cache", "build"}
+SCALING = ROOT / "harness" / "SCALING.md"
 PAGES = [p for p in sorted(ROOT.rglob("*.md")) if not ELSEWHERE & set(p.relative_to(ROOT).parts)]
 EXAMPLE = ROOT / "plugins" / "example" / "README.md"
 
@@ -154,6 +155,35 @@ def test_the_exporter_of_the_plugins_readme_writes_its_file(tmp_path):
     run_ = SimpleNamespace(query_ids=["a", "b"], ranking=lambda at: [(f"c{at}", 1.0), ("d", 0.5)])
     shown.harness_evaluated(SimpleNamespace(protocol_id="p"), run_, tmp_path)
     assert (tmp_path / "p.first.tsv").read_text() == "a\tc0\nb\tc1\n"
+
+
+def test_the_commands_on_scaling_plan_the_work_of_a_model_that_needs_no_weights(shared, monkeypatch, capsys):
+    monkeypatch.chdir(shared)
+    shown = [c for c in commands(SCALING) if c.startswith(("harness plan", "harness eval"))]
+    assert len(shown) == 3
+    for command in shown:
+        words = shortened(command)
+        words[words.index("-m") + 1] = "random"
+        words[words.index("--data") + 1] = "mini"
+        if "--cache-dir" in words:
+            words[words.index("--cache-dir") + 1] = "scaling-cache"
+        assert run(words, monkeypatch) == 0
+        assert "mbeir-global/mscoco_task0" in capsys.readouterr().out
+
+
+def test_the_times_on_scaling_follow_from_its_figures():
+    page = SCALING.read_text(encoding="utf-8")
+    assert f"{5_609_079 * 2.66e12:.2e}" == "1.49e+19"
+    for rate in (790, 450, 150):
+        row = re.search(
+            rf"^\| {rate} .*?\| (\d+) \| ([\d.]+) h \| ([\d.]+) (h|min) \| (\d+) min \|$", page, re.MULTILINE
+        )
+        per_second, one, eight, unit, many = row.groups()
+        assert abs(int(per_second) - rate / 2.66) < 1
+        hours = 5_609_079 * 2.66 / rate / 3600
+        assert abs(float(one) - hours) < 0.06
+        assert abs(float(eight) - hours / 8 * (60 if unit == "min" else 1)) < (0.6 if unit == "min" else 0.06)
+        assert abs(int(many) - hours / 32 * 60) < 0.6
 
 
 def test_links_lead_somewhere():
