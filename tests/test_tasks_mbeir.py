@@ -912,7 +912,7 @@ def test_a_model_that_knows_concepts_and_reads_instructions_scores_what_the_worl
     assert union.analysis["loss"]["recovered_by_pool"] == 0
     gained = {"oven_task6": 1, "infoseek_task6": 1}.get(row.name, 0)
     assert union.analysis["loss"]["gained_by_union"] == gained
-    assert set(local.analysis) == {"tripwires"}
+    assert local.analysis == {}
 
 
 @pytest.mark.parametrize("name", ["nights_task4", "edis_task2", "webqa_task2", "oven_task8"])

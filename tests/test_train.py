@@ -395,8 +395,8 @@ def test_a_dry_run_shows_how_the_stages_stand_and_writes_nothing(command, tmp_pa
         -------  -------  -----------------------  -------  -----------  -----------  --------
         nli      done     nli.txt: there                20        2,000          1.0    60 GiB
         cc3m     to do    model of nli: done            20        2,000          1.0    60 GiB
-        mbeir    blocked  mbeir.txt: missing        12,000    1,200,000        600.0    60 GiB
-                          model of cc3m: to do
+        mbeir    blocked  model of cc3m: to do      12,000    1,200,000        600.0    60 GiB
+                          mbeir.txt: missing
         mine     blocked  model of mbeir: blocked       20        2,000          1.0    60 GiB
         3 of 4 stages to run, about 602.0 GPU hours
         1 file or folder is missing: data/mbeir.txt (get it there)

@@ -15,7 +15,7 @@ from harness.recipe import MODEL, Recipe, Setting, Settings, Stage, again, inste
 from ..training.settings import BASE
 from . import UMARVEL_QWEN3VL_4B
 from .ablations import ABLATIONS
-from .recipe import CONTINUE_HARD, MINE_LOCAL, RERANKER, UMARVEL
+from .recipe import CONTINUE_HARD, HARD_NEGATIVES, MINE_LOCAL, RERANKER, UMARVEL
 
 _MODELS = {spec.name: spec for spec in (UMARVEL_QWEN3VL_4B, *ABLATIONS)}
 
@@ -95,7 +95,15 @@ _TENTH: Settings = {"learn_temperature": False, "temperature": 0.1}
 SOFTCSE_W = _vary(NO_HARD, "loss-softcse-w", mbeir={"objective": "softcse-w", **_TENTH})
 SOFTCSE_T = _vary(NO_HARD, "loss-softcse-t", mbeir={"objective": "softcse-t", **_TENTH})
 HARD_LOCAL = _vary(NO_DISTILL, "hard-local", mine={"pools": "local"})
-HARD_BOTH = _vary(NO_DISTILL, "hard-both", mine={"pool": "both"})
+HARD_BOTH = replace(
+    instead(
+        _without(UMARVEL, "no-distill", "distill", "score", "reranker"),
+        "umarvel-hard-both",
+        {"hard-negatives": _from_both(HARD_NEGATIVES)},
+        **_said("umarvel-hard-both"),  # type: ignore[arg-type]
+    ),
+    parent="umarvel-no-distill",
+)
 RELEASED_TOPK = _vary(NO_DISTILL, "released-topk", hard_negatives={"threshold": None})
 TWO_STRATEGY = _vary(NO_DISTILL, "two-strategy", hard_negatives={"policy": "two-strategy", "threshold": None})
 THREE_STRATEGY = _vary(
