@@ -27,29 +27,29 @@ TINY: Mapping[str, Settings] = {
     "cc3m": {
         **_ALL,
         **_WEIGHTS,
-        **{"tasks": "stamps/text-to-image-en", "learning_rate": 5e-4, "most_steps": 80},
+        **{"tasks": "stamps/text-to-image-en", "learning_rate": 5e-4, "most_steps": 160},
     },
-    "mbeir": {**_ALL, **_WEIGHTS, **_MIXTURE, "learning_rate": 3e-4, "most_steps": 60},
+    "mbeir": {**_ALL, **_WEIGHTS, **_MIXTURE, "learning_rate": 3e-4, "most_steps": 100},
     "mine": {**_ALL, **_MIXTURE},
     "mine-local": {**_ALL, **_MIXTURE},
     "hard-negatives": {
         **_ALL,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"batch": 16, "learning_rate": 1e-4, "most_steps": 20, "threshold": 0.9},
+        **{"batch": 16, "learning_rate": 1e-4, "most_steps": 40, "threshold": 0.9},
     },
     "reranker": {
         **_BASE,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"init": "retriever", "batch": 16, "learning_rate": 3e-4, "most_steps": 50},
+        **{"init": "retriever", "batch": 16, "learning_rate": 3e-4, "most_steps": 80},
     },
     "score": {**_ALL, **_MIXTURE, "share": 0.3, "depth": 20, "weights": "*=1.0"},
     "distill": {
         **_ALL,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"share": 0.3, "depth": 20, "batch": 8, "learning_rate": 1e-4, "most_steps": 20},
+        **{"share": 0.3, "depth": 20, "batch": 8, "learning_rate": 2e-5, "most_steps": 20},
     },
 }
 
