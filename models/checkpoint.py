@@ -160,13 +160,20 @@ class Checkpoint:
         """Where the model is that an adapter belongs to."""
         return self.base or self.place
 
-    def file(self, name: str) -> Path:
-        """A small file of the checkpoint or, where it has none, of its base. Raises CheckpointMissing."""
+    def found(self, name: str) -> Path | None:
+        """A small file of the checkpoint or, where it has none, of its base; None where neither has it."""
         for place in filter(None, (self.place, self.base)):
             path = place.file(name)
             if path is not None:
                 return path
-        raise CheckpointMissing(f"{self.whole} lacks {name}: copy it from the model that it was made of")
+        return None
+
+    def file(self, name: str) -> Path:
+        """As `found`. Raises CheckpointMissing where there is none."""
+        path = self.found(name)
+        if path is None:
+            raise CheckpointMissing(f"{self.whole} lacks {name}: copy it from the model that it was made of")
+        return path
 
     def json(self, *names: str) -> dict[str, Any] | None:
         """The first of these files of settings that the checkpoint or its base has."""

@@ -7,12 +7,12 @@ Liu et al. 2024 (arXiv 2412.01720) and the released scripts (Code-kunkun/LamRA).
 
 from __future__ import annotations
 
-from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun, Use
+from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun
 
 from .lamra import SPEC
 from .training.answering import answer
 from .training.contrastive import contrastive
-from .training.corpus import use
+from .training.corpus import uses
 from .training.embedder import SAVED
 from .training.estimates import answered_cost, contrastive_cost, mined_cost
 from .training.lists import MINED
@@ -42,10 +42,6 @@ def lamra_mine(run: StageRun) -> None:
     mine(run, SPEC)
 
 
-def _uses(settings: Settings) -> list[Use]:
-    return [use(settings)]
-
-
 NLI = Stage(
     name="nli",
     title="pairs of sentences",
@@ -59,7 +55,7 @@ NLI = Stage(
     makes=_MAKES,
     run=lamra_contrastive,
     estimate=contrastive_cost,
-    uses=_uses,
+    uses=uses,
     paper_ref=_PAPER,
     doc="""
     Texts alone; 72 a device on 8. The paper says a rate of 4e-5, the script 2e-4.
@@ -76,7 +72,7 @@ INSTRUCTED = Stage(
     makes=_MAKES,
     run=lamra_contrastive,
     estimate=contrastive_cost,
-    uses=_uses,
+    uses=uses,
     needs={MODEL: "nli"},
     expected={"mbeir-local": 0.566, "mbeir-global": 0.549},
     paper_ref=_PAPER,
@@ -95,7 +91,7 @@ MINE_LOCAL = Stage(
     makes=(MINED,),
     run=lamra_mine,
     estimate=mined_cost,
-    uses=_uses,
+    uses=uses,
     needs={MODEL: "mbeir"},
     paper_ref=_PAPER,
     doc="""
@@ -121,7 +117,7 @@ RERANKER = Stage(
     makes=_MAKES,
     run=answer,
     estimate=answered_cost,
-    uses=_uses,
+    uses=uses,
     needs={"negatives": "mine-local", "retriever": "mbeir"},
     expected={"mbeir-local": 0.637, "mbeir-global": 0.614},
     paper_ref=_PAPER,

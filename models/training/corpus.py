@@ -149,6 +149,11 @@ def use(settings: Mapping[str, object]) -> Use:
     return Use(str(settings["tasks"]), protocol_of(str(settings["split"]), int(str(settings["seed"]))))
 
 
+def uses(settings: Mapping[str, object]) -> list[Use]:
+    """All that a stage uses, as `Stage.uses` has it."""
+    return [use(settings)]
+
+
 def visit_at(number: int, count: int, seed: int) -> tuple[int, np.random.Generator]:
     """The row that visit `number` is to, of `count` that are shuffled anew in every epoch, and what the
     visit draws with."""

@@ -16,7 +16,7 @@ from harness.errors import CheckpointMissing, HarnessError
 from harness.files import write_text
 from harness.recipe import MODEL, Settings, StageRun
 
-from ..checkpoint import Checkpoint, quietly
+from ..checkpoint import quietly
 from ..input_spec import FILE, InputSpec, option
 from ..qwen_vl import QwenBatch, QwenFrontend, open_qwen, vectors
 from .losses import learned_temperature
@@ -208,15 +208,6 @@ def save_whole(whole: Any, frontend: QwenFrontend, folder: Path) -> None:
             whole = whole.merge_and_unload(safe_merge=True)
         whole.to(getattr(torch, frontend.spec.dtype)).save_pretrained(folder)
     for name in _COPIED:
-        file = copied(frontend.checkpoint, name)
+        file = frontend.checkpoint.found(name)
         if file is not None:
             shutil.copy(file, folder / name)
-
-
-def copied(checkpoint: Checkpoint, name: str) -> Path | None:
-    """A small file of the checkpoint, or of its base."""
-    for place in filter(None, (checkpoint.place, checkpoint.base)):
-        file: Path | None = place.file(name)
-        if file is not None:
-            return file
-    return None

@@ -10,11 +10,13 @@ are filtered at a similarity of 0.7, of which the released code knows nothing.
 
 from __future__ import annotations
 
-from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun, Use
+from dataclasses import replace
+
+from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun
 
 from ..training.answering import answer
 from ..training.contrastive import contrastive
-from ..training.corpus import use
+from ..training.corpus import uses
 from ..training.distilling import distill
 from ..training.embedder import SAVED
 from ..training.estimates import answered_cost, contrastive_cost, distilled_cost, mined_cost, scored_cost
@@ -48,11 +50,6 @@ def umarvel_score(run: StageRun) -> None:
 def umarvel_distill(run: StageRun) -> None:
     """A teacher's order of lists."""
     distill(run, SPEC)
-
-
-def uses(settings: Settings) -> list[Use]:
-    """The tasks that a stage's settings name."""
-    return [use(settings)]
 
 
 NLI = Stage(
@@ -143,16 +140,11 @@ MINE = Stage(
     """,
 )
 
-MINE_LOCAL = Stage(
+MINE_LOCAL = replace(
+    MINE,
     name="mine-local",
     title="what the model retrieves in each task's own pool",
-    objective="none: exact search",
     settings={**_MINING, "pools": "local"},
-    makes=(MINED,),
-    run=umarvel_mine,
-    estimate=mined_cost,
-    uses=uses,
-    needs={MODEL: "mbeir"},
     paper_ref=f"{PAPER}, §3.3",
     doc="""
     As mine, for the reranker.
