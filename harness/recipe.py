@@ -18,6 +18,7 @@ from harness.ranks import Ranks
 
 if TYPE_CHECKING:
     from harness.encode import EngineOptions
+    from harness.model import ModelSpec
     from harness.task import Need, Protocol, Task
 
 Setting = int | float | str | bool | None
@@ -73,14 +74,25 @@ class StageRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """How to open the retrievers that a stage starts from and makes: `spec` by its option `path`, which
+    is `start(run)`, or the first of what the stage makes."""
+
+    spec: ModelSpec
+    start: Callable[[StageRun], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One step of a recipe: what it reads, makes and costs.
 
     `uses(settings)` are the tasks that it trains on, `data(settings)` other files that it reads below the
     data root. `needs` are the earlier stages whose artefacts it reads, by the role that they play (MODEL:
-    its checkpoint). `run` writes `makes`, files or folders, into its own folder; under a launcher every
-    rank runs it, and the first alone writes what several would write alike. `objective` says what is
-    minimised.
+    its checkpoint). `base(stage)` is the fingerprint of the checkpoint that it starts from and no stage
+    makes, None without one; it raises HarnessError where that cannot be had, before any stage runs. `run`
+    writes `makes`, files or folders, into its own folder; under a launcher every rank runs it, and the
+    first alone writes what several would write alike. `objective` says what is minimised. `checkpoints`,
+    of a stage that trains a retriever, is how to open it.
     """
 
     name: str
@@ -92,6 +104,8 @@ class Stage:
     estimate: Callable[[Settings], Estimate]
     uses: Callable[[Settings], Sequence[Use]] = lambda settings: ()
     data: Callable[[Settings], Sequence[Need]] = lambda settings: ()
+    base: Callable[[Stage], str | None] = lambda stage: None
+    checkpoints: Checkpoints | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
     """Suite → published average of the model that it makes, in [0, 1]."""
@@ -129,7 +143,8 @@ class Stage:
 class Recipe:
     """The stages, in order, that make the model of the same name.
 
-    A variant has a parent and one change. `presets` are named settings of stages for another scale.
+    A variant has a parent and one change. `presets` are named settings of stages for another scale,
+    `boards` what the stages' retrievers are evaluated on at the end of a preset.
     """
 
     name: str
@@ -139,6 +154,7 @@ class Recipe:
     change: str | None = None
     paper_ref: str | None = None
     presets: Mapping[str, Mapping[str, Settings]] = field(default_factory=dict)
+    boards: Mapping[str, Use] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -296,6 +312,7 @@ def _variant(
         change=change,
         paper_ref=paper_ref,
         presets=recipe.presets if presets is None else presets,
+        boards=recipe.boards,
     )
 
 

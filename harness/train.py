@@ -39,6 +39,8 @@ from harness.task import Need, Protocol, Task, missing
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+_BASE = "base"
+"""Among the files that an artefact was made of: the checkpoint that no stage made."""
 State = Literal["done", "to do", "blocked"]
 
 
@@ -75,7 +77,8 @@ class Planned:
     """A stage as it stands; `blocked` where something that it reads will not be there.
 
     `made_of` and `folder` are None where missing data hide the digest. `reads` are the folders that play
-    its roles, `unfinished` the stages that it needs and that are not to be run either.
+    its roles, `unfinished` the stages that it needs and that are not to be run either, `baseless` says why
+    the checkpoint cannot be had that it starts from.
     """
 
     stage: Stage
@@ -84,6 +87,7 @@ class Planned:
     """"query.jsonl" → there or missing; "model of nli" → its state."""
     missing: tuple[Need, ...] = ()
     unfinished: tuple[str, ...] = ()
+    baseless: str | None = None
     made_of: Mapping[str, Any] | None = None
     folder: Path | None = None
     reads: Mapping[str, Path] = field(default_factory=dict)
@@ -134,12 +138,13 @@ def _planned(
     gone = tuple(need for need in data if need.find(options.data) is None)
     sources = {role: found[name] for role, name in stage.needs.items()}
     reads = {role: source.folder for role, source in sources.items() if source.folder is not None}
+    base, baseless = _base(stage)
     made_of = None
     if len(reads) == len(sources):
         versions = {task.name: task.version for _, task in tasks}
         roles = {role: folder.name for role, folder in reads.items()}
-        made_of = stage.fingerprint(_files(data, options, digests), roles, versions)
-        if any(not need.media for need in gone):
+        made_of = stage.fingerprint(_files(data, options, digests) | base, roles, versions)
+        if baseless or any(not need.media for need in gone):
             made_of = _recalled(made_of, options)
     folder = None if made_of is None else options.output_dir / _folder_name(made_of)
     unfinished = tuple(
@@ -148,11 +153,22 @@ def _planned(
     state: State = "to do"
     if folder is not None and _manifest(folder) is not None:
         state = "done"
-    elif gone or unfinished or any(source.state == "blocked" for source in sources.values()):
+    elif gone or unfinished or baseless or any(source.state == "blocked" for source in sources.values()):
         state = "blocked"
     inputs = {str(need.path): "missing" if need in gone else "there" for need in data}
     inputs |= {f"{role} of {source.stage.name}": source.state for role, source in sources.items()}
-    return Planned(stage, state, inputs, gone, unfinished, made_of, folder, reads)
+    if base or baseless:
+        inputs[_BASE] = "missing" if baseless else "there"
+    return Planned(stage, state, inputs, gone, unfinished, baseless, made_of, folder, reads)
+
+
+def _base(stage: Stage) -> tuple[dict[str, str], str | None]:
+    """The fingerprint of the checkpoint that a stage starts from, and why it cannot be had."""
+    try:
+        found = stage.base(stage)
+    except HarnessError as error:
+        return {}, str(error)
+    return {} if found is None else {_BASE: found}, None
 
 
 def _folder_name(made_of: Mapping[str, Any]) -> str:
@@ -287,6 +303,7 @@ def _require_ready(recipe: Recipe, planned: Sequence[Planned], options: TrainOpt
             f" (harness train {recipe.name} --until {name}, with the same settings)"
             for name in each.unfinished
         ]
+    lines += dict.fromkeys(each.baseless for each in blocked if each.baseless)
     if lines:
         raise DataMissing("; ".join(lines))
 
@@ -303,7 +320,7 @@ def _make(
             return
         _require_unchanged(each, options, digests)
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-        _run(each.stage, each.folder, each.reads, options, tell)
+        _run(each, options, tell)
         options.ranks.wait(options.engine.device)
         if not first:
             return
@@ -321,18 +338,13 @@ def _make(
         write_text(each.folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
-def _run(
-    stage: Stage,
-    folder: Path,
-    inputs: Mapping[str, Path],
-    options: TrainOptions,
-    tell: Callable[[str], None],
-) -> None:
-    """Raises StorageError where the disk is full; what was saved before is whole."""
-    run = StageRun(
-        settings=stage.settings,
-        folder=folder,
-        inputs=inputs,
+def stage_run(each: Planned, options: TrainOptions, tell: Callable[[str], None]) -> StageRun:
+    """What a stage that is not blocked is given."""
+    assert each.folder is not None
+    return StageRun(
+        settings=each.stage.settings,
+        folder=each.folder,
+        inputs=each.reads,
         data=options.data,
         output_dir=options.output_dir,
         cache_dir=options.cache_dir,
@@ -342,12 +354,17 @@ def _run(
         ranks=options.ranks,
         tell=tell,
     )
+
+
+def _run(each: Planned, options: TrainOptions, tell: Callable[[str], None]) -> None:
+    """Raises StorageError where the disk is full; what was saved before is whole."""
+    run = stage_run(each, options, tell)
     try:
-        stage.run(run)
+        each.stage.run(run)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise storage_error(folder, error) from error
+        raise storage_error(run.folder, error) from error
 
 
 def _provenance() -> dict[str, Any]:
@@ -374,12 +391,13 @@ def _outputs(recipe: Recipe, stage: Stage, folder: Path, digests: Digests) -> di
 def _require_unchanged(each: Planned, options: TrainOptions, digests: Digests) -> None:
     """Raise DataInvalid where data changed since they were fingerprinted."""
     known = (each.made_of or {})["files"]
-    now = _files(_needs(each.stage, _tasks(each.stage, options)), options, digests)
+    now = _files(_needs(each.stage, _tasks(each.stage, options)), options, digests) | _base(each.stage)[0]
     changed = [name for name in known if known[name] != now.get(name)]
     if changed:
+        places = (f"the base of {each.stage.name}" if n == _BASE else str(options.data / n) for n in changed)
         raise DataInvalid(
-            f"{', '.join(str(options.data / name) for name in changed)} changed after stage"
-            f" {each.stage.name} was planned: run the same command again"
+            f"{', '.join(places)} changed after stage {each.stage.name} was planned: run the same command"
+            " again"
         )
 
 

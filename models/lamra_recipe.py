@@ -7,13 +7,15 @@ Liu et al. 2024 (arXiv 2412.01720) and the released scripts (Code-kunkun/LamRA).
 
 from __future__ import annotations
 
+from functools import partial
+
 from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun
 
 from .lamra import SPEC
-from .training.answering import answer
+from .training.answering import answer, reranker_base
 from .training.contrastive import contrastive
 from .training.corpus import uses
-from .training.embedder import SAVED
+from .training.embedder import SAVED, checkpoints_of, embedder_base
 from .training.estimates import answered_cost, contrastive_cost, mined_cost
 from .training.lists import MINED
 from .training.mining import mine
@@ -42,7 +44,17 @@ def lamra_mine(run: StageRun) -> None:
     mine(run, SPEC)
 
 
-NLI = Stage(
+_contrastive = partial(
+    Stage,
+    makes=_MAKES,
+    run=lamra_contrastive,
+    estimate=contrastive_cost,
+    uses=uses,
+    base=embedder_base,
+    checkpoints=checkpoints_of(SPEC),
+)
+
+NLI = _contrastive(
     name="nli",
     title="pairs of sentences",
     objective="InfoNCE, query → candidate, in-batch negatives, temperature 0.05",
@@ -52,10 +64,6 @@ NLI = Stage(
         **{"tasks": "nli/entailment", "batch": 576, "epochs": 2, "learning_rate": 2e-4},
         **{"lora_rank": 64, "lora_alpha": 128},
     },
-    makes=_MAKES,
-    run=lamra_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     paper_ref=_PAPER,
     doc="""
     Texts alone; 72 a device on 8. The paper says a rate of 4e-5, the script 2e-4.
@@ -64,15 +72,11 @@ NLI = Stage(
     """,
 )
 
-INSTRUCTED = Stage(
+INSTRUCTED = _contrastive(
     name="mbeir",
     title="instructed retrieval",
     objective="InfoNCE, query → candidate, in-batch negatives, temperature 0.05",
     settings={**CONTRASTIVE, **_SHOWN, "tasks": _MBEIR, "batch": 960, "learning_rate": 1e-4},
-    makes=_MAKES,
-    run=lamra_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     needs={MODEL: "nli"},
     expected={"mbeir-local": 0.566, "mbeir-global": 0.549},
     paper_ref=_PAPER,
@@ -92,6 +96,7 @@ MINE_LOCAL = Stage(
     run=lamra_mine,
     estimate=mined_cost,
     uses=uses,
+    base=embedder_base,
     needs={MODEL: "mbeir"},
     paper_ref=_PAPER,
     doc="""
@@ -118,6 +123,7 @@ RERANKER = Stage(
     run=answer,
     estimate=answered_cost,
     uses=uses,
+    base=reranker_base,
     needs={"negatives": "mine-local", "retriever": "mbeir"},
     expected={"mbeir-local": 0.637, "mbeir-global": 0.614},
     paper_ref=_PAPER,

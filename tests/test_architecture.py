@@ -24,7 +24,7 @@ LAYERS = [
     {"rerank", "speed", "cluster"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train", "plan"},
-    {"comparison", "bisect", "exports", "cache"},
+    {"comparison", "bisect", "exports", "cache", "milestones"},
     {"ablations", "failures", "standing"},
     {"boards", "gallery", "plots"},
     {"figures"},

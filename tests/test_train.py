@@ -19,7 +19,14 @@ from test_recipe import TOY, stage, write
 
 from harness import files, train
 from harness.encode import EngineOptions
-from harness.errors import DataInvalid, DataMissing, HarnessError, PluginError, StorageError
+from harness.errors import (
+    CheckpointMissing,
+    DataInvalid,
+    DataMissing,
+    HarnessError,
+    PluginError,
+    StorageError,
+)
 from harness.recipe import MODEL, Recipe, configured, vary, without
 from harness.registry import load_catalog
 from harness.task import Need
@@ -172,6 +179,57 @@ def test_where_data_are_gone_and_two_artefacts_could_be_meant_neither_is_taken(o
     assert states(TOY, options, stage="nli") == {"nli": "done"}
     (options.data / "nli.txt").unlink()
     assert states(TOY, options, stage="nli") == {"nli": "blocked"}
+
+
+def on_base(folder):
+    """The recipe whose first stage starts from a file of weights."""
+
+    def fingerprint(stage):
+        try:
+            return (folder / "weights").read_text()
+        except OSError as error:
+            raise CheckpointMissing(f"{stage.name}: no weights") from error
+
+    return instead(TOY, "nli", base=fingerprint)
+
+
+def test_another_base_makes_other_artefacts(options, tmp_path):
+    recipe = on_base(tmp_path)
+    (tmp_path / "weights").write_text("one")
+    run(recipe, options)
+    assert (
+        json.loads((folder(options, "nli") / "manifest.json").read_text())["made_of"]["files"]["base"]
+        == "one"
+    )
+    (tmp_path / "weights").write_text("two")
+    assert set(states(recipe, options).values()) == {"to do"}
+    (tmp_path / "weights").write_text("one")
+    assert set(states(recipe, options).values()) == {"done"}
+    (tmp_path / "weights").unlink()
+    assert set(states(recipe, options).values()) == {"done"}, "as data that were put away"
+
+
+def test_without_its_base_nothing_runs(options, tmp_path):
+    (options.data / "mbeir.txt").unlink()
+    planned = plan(on_base(tmp_path), NAMES, options)
+    assert planned[0].inputs["base"] == "missing"
+    assert {each.state for each in planned} == {"blocked"}
+    with pytest.raises(DataMissing) as raised:
+        run(on_base(tmp_path), options)
+    assert (
+        str(raised.value)
+        == f"1 file or folder is missing: {options.data / 'mbeir.txt'} (get it there); nli: no weights"
+    )
+
+
+def test_a_base_that_changes_while_its_stage_runs_is_noticed(options, tmp_path):
+    def changing(run):
+        (tmp_path / "weights").write_text("two")
+        write(run)
+
+    (tmp_path / "weights").write_text("one")
+    with pytest.raises(DataInvalid, match=r"^the base of nli changed after stage nli was planned: run"):
+        run(instead(on_base(tmp_path), "nli", run=changing), options)
 
 
 def test_all_that_is_missing_is_listed_before_anything_runs(options):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.content import Image, Item, Text
 from harness.errors import CheckpointMissing
 from harness.models.input_spec import InputSpec
 from harness.models.qwen_vl import open_qwen
 from harness.models.training.embedder import Trained, embedding, inner, learned, open_frontend, save
+from harness.registry import load_catalog
 
 SETTINGS = {"dtype": "float32", "max_pixels": 3136, "text_tokens": 480, "generation_prompt": False}
 LORA = Trained(rank=4, alpha=8, dropout=0.0, vision=False, projector=False, seed=1)
@@ -123,6 +126,60 @@ def test_adapters_are_the_same_for_a_seed_and_others_for_another(tiny_qwen):
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
+
+
+def a_stage(recipe, name, base, **settings):
+    return load_catalog().recipes[recipe].stage(name).having({"base": str(base), **settings})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("umarvel", "nli"), ("umarvel", "reranker"), ("lamra-rank", "reranker")]
+)
+def test_the_checkpoint_that_a_stage_starts_from_counts(recipe, name, tiny_qwen):
+    found = {base: a_stage(recipe, name, tiny_qwen[base]) for base in ("qwen2_vl", "qwen3_vl")}
+    prints = {base: stage.base(stage) for base, stage in found.items()}
+    assert len(set(prints.values())) == 2
+    assert prints["qwen2_vl"] == opened(tiny_qwen["qwen2_vl"]).checkpoint.fingerprint
+
+
+def test_what_stages_make_is_no_base(tiny_qwen):
+    made = [
+        a_stage("umarvel", "nli", "scratch:toy"),
+        a_stage("umarvel", "nli", "taught:tiny"),
+        a_stage("umarvel", "mbeir", "/gone"),
+        a_stage("umarvel", "reranker", "/gone", init="retriever"),
+    ]
+    assert [stage.base(stage) for stage in made] == [None] * 4
+
+
+def _adapter_of(folder, base):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(1, 1)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_a_wrong_base_is_one_line_before_any_stage_runs(tiny_qwen, tmp_path):
+    other = shutil.copytree(tiny_qwen["qwen2_vl"], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "clip"}))
+    wrong = {
+        tmp_path / "gone": r"there is no checkpoint at .*gone: .* with --set reranker\.base=PATH$",
+        other: "other holds a model of type 'clip', which is none of qwen2_vl",
+        _adapter_of(tmp_path / "a", other): "other holds a model of type 'clip'",
+        _adapter_of(tmp_path / "b", tmp_path / "a"): "the base of .*b, .*a, is an adapter itself: merge",
+    }
+    for base, message in wrong.items():
+        stage = a_stage("umarvel", "reranker", base)
+        with pytest.raises(CheckpointMissing, match=message) as caught:
+            stage.base(stage)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_base_is_one_line(tiny_qwen, tmp_path):
+    frontend = opened(_adapter_of(tmp_path / "adapter", tiny_qwen["qwen2_vl"]))
+    with pytest.raises(CheckpointMissing, match=r"adapter_model\.safetensors does not fit its base"):
+        embedding(frontend, LORA, None)
 
 
 def test_the_head_is_no_part_of_the_forward(tiny_qwen, items):

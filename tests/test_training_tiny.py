@@ -4,6 +4,7 @@ the preset `tiny` on the real ones."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from harness.encode import EngineOptions
 from harness.evaluate import EvalOptions, evaluate
+from harness.milestones import evaluate_stages
 from harness.models.tiny_qwen import write_tiny_qwen
 from harness.models.training.embedder import SAVED
 from harness.models.training.record import read
@@ -110,6 +112,63 @@ def test_every_recipe_runs_and_makes_something_else_than_its_parent(name, place)
             small(RECIPES[recipe.parent], place), [RECIPES[recipe.parent].stages[-1].name], options
         )
         assert (planned[0].folder == list(folders.values())[-1]) == (name in NOT_KNOWN)
+
+
+def test_what_stages_made_is_evaluated_like_any_model(place):
+    out, recipe = place / "out", small(RECIPES["umarvel-mbeir-only"], place)
+    training = TrainOptions(
+        data=place,
+        output_dir=out,
+        cache_dir=place / "cache",
+        engine=EngineOptions(quiet=True, workers=0),
+        tasks=CATALOG.tasks,
+        chunk=64,
+    )
+    folders = run(recipe, training)
+    options = EvalOptions(place, out / "runs", place / "cache", Protocol("test"), training.engine)
+    tasks = CATALOG.select(["stamps/text-to-image-en"], [])
+    planned = plan(recipe, [stage.name for stage in recipe.stages], training)
+    made = evaluate_stages(CATALOG, recipe, planned, training, tasks, options, tell=print)
+    results = {outcome.result.model: outcome.result for outcome in made if outcome.result}
+    assert list(results) == ["umarvel-mbeir-only@base", "umarvel-mbeir-only@mbeir"]
+    (base,) = out.glob("base-toy-*")
+    for name, path in (("base", base), ("mbeir", folders["mbeir"] / SAVED)):
+        given = {"path": str(path), "dtype": "float32"}
+        (alone,) = evaluate(CATALOG, CATALOG.models["umarvel"], given, tasks, options)
+        assert alone.result is not None
+        assert results[f"umarvel-mbeir-only@{name}"].metrics == alone.result.metrics
+
+
+def test_training_ends_with_a_leaderboard(cli, place):
+    settings = {**{"base": "scratch:toy", "tasks": "stamps/translation", "batch": 4, "most_steps": 1}}
+    settings |= {"dtype": "float32", "max_pixels": 3136, "epochs": 100, "gradient_checkpointing": False}
+    given = [f"--set=nli.{name}={value}" for name, value in settings.items()]
+    asked = ["train", "umarvel", "--until", "nli", *given, "--data", place, "--quiet"]
+    board = ["-t", "stamps/text-to-image-en", "--split", "test"]
+    status, out, _ = cli(*asked, *board)
+    assert status == 0
+    assert re.search(r"^\| umarvel@base +\|", out, re.MULTILINE)
+    assert re.search(r"^\| umarvel@nli +\|", out, re.MULTILINE)
+    folder = out.splitlines()[-1]
+    assert Path(folder, SAVED).is_dir()
+    assert cli(*asked)[1] == f"{folder}\n"
+    status, _, err = cli(*asked, "-t", "flickr/text-to-image")
+    assert status == 2
+    assert "2 files or folders are missing" in err
+    assert "--split needs --tasks or --suite" in cli(*asked, "--split", "test")[2]
+
+
+@pytest.mark.parametrize("preset", ["tiny", None])
+def test_a_whole_preset_has_its_leaderboard(preset):
+    from harness.cli.training import _board
+
+    recipe = RECIPES["umarvel"]
+    asked = {"tasks": None, "suites": None, "split": None}
+    names = [stage.name for stage in recipe.stages]
+    board = _board(CATALOG, recipe, names, preset, **asked)
+    assert (board is None) == (preset is None)
+    assert board is None or board.protocol.split == "test"
+    assert _board(CATALOG, recipe, names[:-1], preset, **asked) is None
 
 
 SEED = 7

@@ -32,11 +32,10 @@ from .shared import (
     Workers,
     chosen_suites,
     installed,
-    make_board,
     options_of,
+    print_board,
     say,
     size_in_bytes,
-    stored,
     usable_device,
     use_caches,
     words,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from harness.cluster import Cluster
     from harness.evaluate import EvalOptions, Outcome, Reranking
     from harness.registry import Catalog
-    from harness.task import Suite, Task
+    from harness.task import Task
 
 
 INSTRUCTIONS = ("hash", "first", "none", "1", "2", "3", "4", "all")
@@ -231,7 +230,7 @@ def evaluate(
         _print_timings(outcomes)
     if verbose:
         _print_files(outcomes, options)
-    _print_board(catalog, chosen_suites(catalog, tasks, suite, chosen), options)
+    print_board(catalog, chosen_suites(catalog, tasks, suite, chosen), options)
     if not quiet:
         made = sum(o.fresh for o in outcomes)
         kept = sum(o.result is not None for o in outcomes) - made
@@ -300,15 +299,6 @@ def _chosen(catalog: Catalog, tasks: Sequence[str] | None, suites: Sequence[str]
     if not chosen:
         raise HarnessError("nothing to evaluate: name tasks with --tasks or suites with --suite")
     return chosen
-
-
-def _print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions) -> None:
-    from harness.boards import render
-
-    found = stored([options.output_dir]) if options.output_dir.is_dir() else []
-    limit = options.protocol.limit
-    boards = [make_board(catalog, [suite], found, limit=limit) for suite in suites]
-    typer.echo("\n".join(render(board, "markdown") for board in boards), nl=False)
 
 
 def _print_files(outcomes: Sequence[Outcome], options: EvalOptions) -> None:

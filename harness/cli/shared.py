@@ -15,6 +15,7 @@ import typer
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.evaluate import EvalOptions
     from harness.leaderboard import Leaderboard
     from harness.published import Reported
     from harness.ranks import Ranks
@@ -184,6 +185,16 @@ def make_board(
         reported=reported,
     )
     return board if limit is not None else standing(board, suites, catalog.tasks, found)
+
+
+def print_board(catalog: Catalog, suites: Sequence[Suite], options: EvalOptions) -> None:
+    """The leaderboards of what an evaluation has stored."""
+    from harness.boards import render
+
+    found = stored([options.output_dir]) if options.output_dir.is_dir() else []
+    limit = options.protocol.limit
+    boards = [make_board(catalog, [suite], found, limit=limit) for suite in suites]
+    typer.echo("\n".join(render(board, "markdown") for board in boards), nl=False)
 
 
 def stored_results(folders: Sequence[Path]) -> list[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +14,38 @@ from harness import files
 from harness.errors import HarnessError
 
 from .app import app
-from .shared import GAP, BatchTokens, Data, Device, Quiet, Workers, installed, say, usable_device
+from .shared import (
+    GAP,
+    BatchTokens,
+    Data,
+    Device,
+    Quiet,
+    Split,
+    SuiteNames,
+    TaskNames,
+    Workers,
+    chosen_suites,
+    installed,
+    print_board,
+    say,
+    usable_device,
+    words,
+)
 
 if TYPE_CHECKING:
     from harness.recipe import Recipe, Setting
     from harness.registry import Catalog
-    from harness.train import Planned
+    from harness.task import Protocol, Suite, Task
+    from harness.train import Planned, TrainOptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """What the stages' retrievers are evaluated on."""
+
+    tasks: Sequence[Task]
+    suites: Sequence[Suite]
+    protocol: Protocol
 
 
 @app.command()
@@ -42,6 +69,9 @@ def train(
     chunk: Annotated[
         int, typer.Option(min=1, help="Sequences on a device at a time: fewer need less memory, no more.")
     ] = 32,
+    tasks: TaskNames = None,
+    suite: SuiteNames = None,
+    split: Split = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how the stages stand, what they lack and cost.")
     ] = False,
@@ -49,11 +79,14 @@ def train(
 ) -> None:
     """Run the stages of a recipe in order; print the folder of the last one.
 
-    What is finished is skipped, what was stopped goes on where it was. Delete a stage's folder to run it
-    again; to free space, delete what it made but leave its manifest.json.
+    With --tasks or --suite, and at the end of a preset, the retrievers of these stages and of what they
+    started from are evaluated, and their leaderboard is printed first. What is finished is skipped, what
+    was stopped goes on where it was. Delete a stage's folder to run it again; to free space, delete what
+    it made but leave its manifest.json.
     """
     from harness import train as training
     from harness.encode import EngineOptions, default_batch_tokens
+    from harness.evaluate import require_data
     from harness.ranks import Ranks
 
     catalog, ranks = installed(), Ranks.of()
@@ -62,6 +95,7 @@ def train(
     if not dry_run:
         device = usable_device(device, ranks)
     alone = ranks.rank == 0
+    board = _board(catalog, recipe, names, preset, tasks, suite, split)
     engine = EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet or not alone)
     options = training.TrainOptions(data, output_dir, files.cache_dir(), engine, catalog.tasks, chunk, ranks)
     try:
@@ -69,11 +103,61 @@ def train(
         if dry_run:
             _print_training(planned, data)
             return
+        if board is not None:
+            require_data(board.tasks, data, board.protocol)
         training.train(recipe, planned, options, tell=say if alone else lambda line: None)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    if alone:
-        typer.echo(planned[-1].folder)
+    if not alone:
+        return
+    if board is not None:
+        _evaluate_stages(catalog, recipe, planned, options, board)
+    typer.echo(planned[-1].folder)
+
+
+def _board(
+    catalog: Catalog,
+    recipe: Recipe,
+    names: Sequence[str],
+    preset: str | None,
+    tasks: Sequence[str] | None,
+    suites: Sequence[str] | None,
+    split: str | None,
+) -> _Board | None:
+    """What the stages are evaluated on: what is asked for, else what ends a whole preset."""
+    from harness.task import Protocol
+
+    use = catalog.recipe(recipe.name).boards.get(preset or "")
+    if not tasks and not suites and use is not None and names[-1] == recipe.stages[-1].name:
+        tasks, split = [use.tasks], split or use.protocol.split
+    if not tasks and not suites:
+        if split is not None:
+            raise HarnessError("--split needs --tasks or --suite, to evaluate the stages on")
+        return None
+    chosen = catalog.select(words(tasks), words(suites))
+    return _Board(chosen, chosen_suites(catalog, tasks, suites, chosen), Protocol(split=split))
+
+
+def _evaluate_stages(
+    catalog: Catalog, recipe: Recipe, planned: Sequence[Planned], options: TrainOptions, board: _Board
+) -> None:
+    from harness.evaluate import EvalOptions
+    from harness.milestones import evaluate_stages
+
+    evaluation = EvalOptions(
+        data=options.data,
+        output_dir=options.output_dir / "runs",
+        cache_dir=options.cache_dir,
+        protocol=board.protocol,
+        engine=options.engine,
+        shared_caches=files.shared_caches(),
+    )
+    outcomes = evaluate_stages(catalog, recipe, planned, options, board.tasks, evaluation, tell=say)
+    print_board(catalog, board.suites, evaluation)
+    failed = sorted({o.task for o in outcomes if o.error})
+    if failed:
+        say(f"not evaluated on {', '.join(failed)}; the stages are finished")
+        raise typer.Exit(1)
 
 
 def _configured(catalog: Catalog, name: str, preset: str | None, given: Sequence[str] | None) -> Recipe:
@@ -124,6 +208,8 @@ def _print_training(planned: Sequence[Planned], data: Path) -> None:
     line = missing((need for each in planned if each.state != "done" for need in each.missing), data)
     if line is not None:
         typer.echo(line)
+    for reason in dict.fromkeys(each.baseless for each in planned if each.baseless):
+        typer.echo(reason)
 
 
 def _grouped(inputs: Mapping[str, str]) -> Iterator[str]:

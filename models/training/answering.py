@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from harness.content import Ask, Candidate, Item, item
 from harness.errors import DataInvalid, HarnessError, UnknownName
-from harness.recipe import Settings, StageRun
+from harness.recipe import Settings, Stage, StageRun
 
 from ..input_spec import Piece, option, turn
 from ..qwen_pictures import Vision
@@ -35,7 +35,7 @@ from ..qwen_rerank import (
 )
 from ..qwen_vl import ARCHITECTURES
 from .corpus import Corpus, Lesson, Visit, use, visit_at
-from .embedder import RETRIEVER, SAVED, Trained, adapted, base_of, inner, save, spec_of
+from .embedder import RETRIEVER, SAVED, Trained, adapted, base_fingerprint, base_of, inner, save, spec_of
 from .gradient import mean_over_ranks
 from .lists import Lists, read
 from .loop import Engine, Schedule, fit
@@ -289,6 +289,15 @@ def _start(run: StageRun) -> str:
     if RETRIEVER not in run.inputs:
         raise HarnessError(f"init=retriever: no stage plays the role {RETRIEVER!r}: set init=base")
     return str(run.inputs[RETRIEVER] / SAVED)
+
+
+def reranker_base(stage: Stage) -> str | None:
+    """`Stage.base` of a reranker's."""
+    settings = stage.settings
+    mode: Mode = _choice(settings, "form", Form).partition("+")[0]
+    if _choice(settings, "init", Init) == "retriever":
+        return None
+    return base_fingerprint(stage, lambda path: _frontend(path, settings, mode).source)
 
 
 def _frontend(path: str, settings: Settings, mode: Mode) -> QwenRerankFrontend:

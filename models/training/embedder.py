@@ -7,18 +7,22 @@ results/training/mbeir-3c5f…/model/   config.json  model.safetensors  tokenize
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CheckpointMissing, HarnessError
 from harness.files import write_text
-from harness.recipe import MODEL, Settings, StageRun
+from harness.model import ModelSpec
+from harness.recipe import MODEL, Checkpoints, Settings, Stage, StageRun
 
 from ..checkpoint import quietly
 from ..input_spec import FILE, InputSpec, option
-from ..qwen_vl import QwenBatch, QwenFrontend, open_qwen, vectors
+from ..qwen_vl import ARCHITECTURES, QwenBatch, QwenFrontend, open_qwen, tiny_options, vectors
 from .losses import learned_temperature
 from .scratch import SCRATCH, scratch
 from .taught import TAUGHT, taught
@@ -82,6 +86,37 @@ def base_of(run: StageRun) -> str:
         if base.startswith(prefix):
             return str(make(run, base.removeprefix(prefix)))
     return base
+
+
+def base_fingerprint(stage: Stage, opened: Callable[[str], QwenFrontend]) -> str | None:
+    """That of the checkpoint which a stage starts from, as `Stage.base` has it; None for one that another
+    stage makes, or that is made of nothing. `opened(path)` raises what is wrong with it."""
+    base = str(stage.settings["base"])
+    if MODEL in stage.needs or base.startswith((SCRATCH, TAUGHT)):
+        return None
+    try:
+        return opened(base).checkpoint.fingerprint
+    except CheckpointMissing as error:
+        said = re.sub(r"--[a-z]+-arg path=", f"--set {stage.name}.base=", str(error))
+        raise CheckpointMissing(said) from error
+
+
+def checkpoints_of(spec: InputSpec) -> Checkpoints:
+    """How to open the retrievers of stages that train what is shown like this."""
+    model = ModelSpec(
+        name="trained",
+        title="what a stage has trained",
+        open=partial(open_qwen, "trained", "", None, spec),
+        tiny=partial(tiny_options, ARCHITECTURES[0]),
+        source="harness train",
+        licence="that of its base and of its data",
+    )
+    return Checkpoints(model, start_of)
+
+
+def embedder_base(stage: Stage) -> str | None:
+    """`Stage.base` of those that train or use an embedder."""
+    return base_fingerprint(stage, lambda path: open_frontend(path, stage.settings, InputSpec()))
 
 
 def open_frontend(path: str, settings: Settings, spec: InputSpec) -> QwenFrontend:

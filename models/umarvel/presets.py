@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.recipe import Settings
+from harness.recipe import Settings, Use
+from harness.task import Protocol
 
 _BASE: Settings = {"base": "taught:tiny", "max_pixels": 84 * 84, "text_tokens": 48, "dtype": "float32"}
 _ALL: Settings = {**_BASE, "system": None}
@@ -55,3 +56,8 @@ TINY: Mapping[str, Settings] = {
 
 PRESETS: Mapping[str, Mapping[str, Settings]] = {"tiny": TINY}
 """`tiny`: all stages on two cores in a quarter of an hour, on the stamps."""
+
+BOARDS: Mapping[str, Use] = {
+    "tiny": Use("stamps/text-to-image-en,stamps/image-to-text-en", Protocol(split="test"))
+}
+"""Held-out pictures."""

@@ -11,21 +11,22 @@ are filtered at a similarity of 0.7, of which the released code knows nothing.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from harness.recipe import MODEL, Recipe, Settings, Stage, StageRun
 
-from ..training.answering import answer
+from ..training.answering import answer, reranker_base
 from ..training.contrastive import contrastive
 from ..training.corpus import uses
 from ..training.distilling import distill
-from ..training.embedder import SAVED
+from ..training.embedder import SAVED, checkpoints_of, embedder_base
 from ..training.estimates import answered_cost, contrastive_cost, distilled_cost, mined_cost, scored_cost
 from ..training.lists import MINED, SCORED
 from ..training.mining import mine
 from ..training.scoring import score
 from ..training.settings import ADAPTER, BASE, CONTRASTIVE, DATA, FORWARD, SCHEDULE
 from . import SPEC
-from .presets import PRESETS
+from .presets import BOARDS, PRESETS
 
 MBEIR = "mbeir-local/*"
 PAPER = "arXiv 2507.14902"
@@ -52,7 +53,10 @@ def umarvel_distill(run: StageRun) -> None:
     distill(run, SPEC)
 
 
-NLI = Stage(
+_retriever = partial(Stage, makes=MAKES, uses=uses, base=embedder_base, checkpoints=checkpoints_of(SPEC))
+_contrastive = partial(_retriever, run=umarvel_contrastive, estimate=contrastive_cost)
+
+NLI = _contrastive(
     name="nli",
     title="pairs of sentences",
     objective="InfoNCE, query → candidate, in-batch negatives, temperature 0.05",
@@ -61,10 +65,6 @@ NLI = Stage(
         **{"tasks": "nli/entailment", "batch": 576, "epochs": 2, "learning_rate": 2e-4},
         **{"lora_rank": 64, "lora_alpha": 128},
     },
-    makes=MAKES,
-    run=umarvel_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     paper_ref=f"{PAPER}, §3.1.3",
     doc="""
     A language model learns to say a text in one vector: SimCSE's pairs of sentences, texts alone.
@@ -74,7 +74,7 @@ NLI = Stage(
     """,
 )
 
-CC3M = Stage(
+CC3M = _contrastive(
     name="cc3m",
     title="captions and their pictures",
     objective="InfoNCE in both directions, weights 1 and 1, in-batch negatives, temperature 0.05",
@@ -82,10 +82,6 @@ CC3M = Stage(
         **CONTRASTIVE,
         **{"tasks": "cc3m/text-to-image", "batch": 960, "learning_rate": 1e-4, "two_way": True},
     },
-    makes=MAKES,
-    run=umarvel_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     needs={MODEL: "nli"},
     paper_ref=f"{PAPER}, §3.1.3, Table 3",
     doc="""
@@ -96,7 +92,7 @@ CC3M = Stage(
     """,
 )
 
-INSTRUCTED = Stage(
+INSTRUCTED = _contrastive(
     name="mbeir",
     title="instructed retrieval",
     objective="InfoNCE, query → candidate, in-batch negatives, learned temperature",
@@ -104,10 +100,6 @@ INSTRUCTED = Stage(
         **CONTRASTIVE,
         **{"tasks": MBEIR, "batch": 3840, "learning_rate": 4e-4, "learn_temperature": True},
     },
-    makes=MAKES,
-    run=umarvel_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     needs={MODEL: "cc3m"},
     expected={"mbeir-local": 0.606, "mbeir-global": 0.587},
     paper_ref=f"{PAPER}, §3.1.2, §3.2.1, Tables 4, 5",
@@ -130,6 +122,7 @@ MINE = Stage(
     run=umarvel_mine,
     estimate=mined_cost,
     uses=uses,
+    base=embedder_base,
     needs={MODEL: "mbeir"},
     paper_ref=f"{PAPER}, §3.2.2",
     doc="""
@@ -153,7 +146,7 @@ MINE_LOCAL = replace(
     """,
 )
 
-HARD_NEGATIVES = Stage(
+HARD_NEGATIVES = _contrastive(
     name="hard-negatives",
     title="what the model still confuses",
     objective="InfoNCE, in-batch negatives and five mined ones of every query, learned temperature",
@@ -162,10 +155,6 @@ HARD_NEGATIVES = Stage(
         **{"tasks": MBEIR, "batch": 1088, "learning_rate": 1.5e-5, "learn_temperature": True},
         **{"negatives": 5, "policy": "top", "threshold": 0.7},
     },
-    makes=MAKES,
-    run=umarvel_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     needs={MODEL: "mbeir", "negatives": "mine"},
     expected={"mbeir-local": 0.617, "mbeir-global": 0.599},
     paper_ref=f"{PAPER}, §3.2.2, Table 5",
@@ -194,6 +183,7 @@ RERANKER = Stage(
     run=answer,
     estimate=answered_cost,
     uses=uses,
+    base=reranker_base,
     needs={"negatives": "mine-local", "retriever": "mbeir"},
     paper_ref=f"{PAPER}, §3.3, §3.4",
     doc="""
@@ -217,6 +207,7 @@ SCORE = Stage(
     run=umarvel_score,
     estimate=scored_cost,
     uses=uses,
+    base=embedder_base,
     needs={MODEL: "hard-negatives", "reranker": "reranker"},
     paper_ref=f"{PAPER}, §3.3",
     doc="""
@@ -226,7 +217,7 @@ SCORE = Stage(
     """,
 )
 
-DISTILL = Stage(
+DISTILL = _retriever(
     name="distill",
     title="the teacher's order in the student's vectors",
     objective="KL divergence of the shares of 50 candidates, learned temperature",
@@ -240,10 +231,8 @@ DISTILL = Stage(
         **{"temperature": 0.05, "learn_temperature": True, "max_pixels": 224 * 224},
         **{"divergence": "kl", "divide": 2.0, "ranking": 0.0, "infonce": 0.0, "with_positives": False},
     },
-    makes=MAKES,
     run=umarvel_distill,
     estimate=distilled_cost,
-    uses=uses,
     needs={MODEL: "hard-negatives", "teacher": "score"},
     expected={"mbeir-local": 0.632, "mbeir-global": 0.607},
     paper_ref=f"{PAPER}, §3.3, Table 6",
@@ -255,7 +244,7 @@ DISTILL = Stage(
     """,
 )
 
-CONTINUE_HARD = Stage(
+CONTINUE_HARD = _contrastive(
     name="continue-hard",
     title="the control: hard negatives in place of the teacher",
     objective="InfoNCE, the teacher's candidates as negatives, none of the batch",
@@ -264,10 +253,6 @@ CONTINUE_HARD = Stage(
         **{"tasks": MBEIR, "share": 0.1, "batch": 128, "learning_rate": 1e-5, "learn_temperature": True},
         **{"negatives": 50, "policy": "top", "threshold": None, "in_batch": False, "max_pixels": 224 * 224},
     },
-    makes=MAKES,
-    run=umarvel_contrastive,
-    estimate=contrastive_cost,
-    uses=uses,
     needs={MODEL: "hard-negatives", "negatives": "score"},
     paper_ref=f"{PAPER}, Table 6",
     doc="""
@@ -283,4 +268,5 @@ UMARVEL = Recipe(
     (NLI, CC3M, INSTRUCTED, MINE, MINE_LOCAL, HARD_NEGATIVES, RERANKER, SCORE, DISTILL),
     paper_ref=PAPER,
     presets=PRESETS,
+    boards=BOARDS,
 )

@@ -187,6 +187,7 @@ PLUS = Recipe(
         name: {**stages, "mine-plus": stages["mine-local"], "reranker-plus": stages["reranker"]}
         for name, stages in UMARVEL.presets.items()
     },
+    boards=UMARVEL.boards,
 )
 
 VARIANTS = (
