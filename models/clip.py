@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item, Text, Video
+from harness.content import Item
 from harness.digest import digest, file_digest
 from harness.errors import CheckpointMissing, HarnessError, UnknownName
-from harness.media import frame_count
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import find, unreachable
-from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, take_apart
+from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, summed_cost, take_apart
 from .text_encoder import checked_dtype
 
 if TYPE_CHECKING:
@@ -105,15 +104,8 @@ class ClipFrontend:
         return False
 
     def cost(self, item: Item) -> int:
-        total = 0
-        for part in item.parts:
-            if isinstance(part, Text):
-                total += self.context  # open_clip pads every text to it
-            elif isinstance(part, Video):
-                total += self.patches * frame_count(part, count=self.video_frames)
-            else:
-                total += self.patches
-        return total
+        padded = self.context  # open_clip pads every text to it
+        return summed_cost(item, lambda _: padded, self.patches, video_frames=self.video_frames)
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
         transform = _transform(self.picture)

@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item, Text, Video
+from harness.content import Item
 from harness.digest import file_digest
 from harness.errors import CheckpointMissing
-from harness.media import frame_count
 from harness.model import ModelSpec, library_versions, options
 
-from .fusion import ALL_MODALITIES, Layout, fuse, stacked, take_apart
+from .fusion import ALL_MODALITIES, Layout, fuse, stacked, summed_cost, take_apart
 from .text_encoder import (
     MINILM_TRAINED_ON,
     TextEncoder,
@@ -81,13 +80,9 @@ class ConseFrontend:
         return False
 
     def cost(self, item: Item) -> int:
-        texts = [part.text for part in item.parts if isinstance(part, Text)]
-        pictures = sum(
-            frame_count(part, count=VIDEO_FRAMES) if isinstance(part, Video) else 1
-            for part in item.parts
-            if not isinstance(part, Text)
+        return summed_cost(
+            item, lambda words: len(self.text.tokenize([words])[0]), PICTURE_COST, video_frames=VIDEO_FRAMES
         )
-        return sum(map(len, self.text.tokenize(texts))) + PICTURE_COST * pictures
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
         parts = take_apart(items, _white_square, video_frames=VIDEO_FRAMES)

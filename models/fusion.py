@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.content import Image, Item, Text
+from harness.content import Image, Item, Text, Video
 from harness.errors import HarnessError
-from harness.media import frames, open_picture
+from harness.media import frame_count, frames, open_picture
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -68,6 +68,16 @@ def take_apart(items: Sequence[Item], see: Callable[[PIL.Image.Image], Any], *, 
                 pictures += map(see, seen)
                 part_of_picture += [here] * len(seen)
     return Parts(texts, pictures, Layout(part_of_text + part_of_picture, item_of_part))
+
+
+def summed_cost(item: Item, text: Callable[[str], int], picture: int, *, video_frames: int) -> int:
+    """What an item's parts cost one by one: `text(words)`, or so much for each picture and frame."""
+    return sum(
+        text(part.text)
+        if isinstance(part, Text)
+        else picture * (frame_count(part, count=video_frames) if isinstance(part, Video) else 1)
+        for part in item.parts
+    )
 
 
 def fuse(rows: Sequence[Tensor], layout: Layout) -> Tensor:

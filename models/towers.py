@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item, Text, Video
+from harness.content import Item
 from harness.errors import CheckpointMissing, HarnessError
-from harness.media import frame_count
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import TOKENIZER, Checkpoint, quietly
-from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, take_apart
+from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, summed_cost, take_apart
 from .text_encoder import checked_dtype
 from .tiny_towers import write_tiny_clip, write_tiny_siglip
 
@@ -139,14 +138,7 @@ class TowersFrontend:
         return False
 
     def cost(self, item: Item) -> int:
-        total = 0
-        for part in item.parts:
-            if isinstance(part, Text):
-                total += self.inputs.count(part.text)
-            else:
-                frames = frame_count(part, count=self.video_frames) if isinstance(part, Video) else 1
-                total += self.patches * frames
-        return total
+        return summed_cost(item, self.inputs.count, self.patches, video_frames=self.video_frames)
 
     def prepare(self, items: Sequence[Item]) -> dict[str, Any]:
         parts = take_apart(items, self.inputs.see, video_frames=self.video_frames)
@@ -227,38 +219,48 @@ def _open(name: str, repo: str, architecture: str, given: Mapping[str, str]) -> 
     return TowersFrontend(checkpoint, *inputs_of(checkpoint, architecture), dtype, frames)
 
 
-CLIP_L = ModelSpec(
-    name="clip-l",
-    title="CLIP ViT-L/14 (OpenAI), score fusion",
-    open=partial(_open, "clip-l", "openai/clip-vit-large-patch14", "clip"),
+def _model(
+    name: str, title: str, repo: str, architecture: str, *, image: str, text: str, **more: Any
+) -> ModelSpec:
+    """`repo` on the hub by default, else `--model-arg path=…`; `image` and `text`: as what it takes them."""
+    return ModelSpec(
+        name=name,
+        title=title,
+        open=partial(_open, name, repo, architecture),
+        source=f"https://huggingface.co/{repo}",
+        input_spec={
+            "image": image,
+            "text": text,
+            "video": "8 frames (option video-frames)",
+            "several parts": "sum of unit vectors",
+            "instructions": "not read",
+        },
+        **more,
+    )
+
+
+CLIP_L = _model(
+    "clip-l",
+    "CLIP ViT-L/14 (OpenAI), score fusion",
+    "openai/clip-vit-large-patch14",
+    "clip",
     tiny=write_tiny_clip,
-    source="https://huggingface.co/openai/clip-vit-large-patch14",
     licence="MIT",
     paper_ref="arXiv 2103.00020",
     trained_on={"WebImageText": "arXiv 2103.00020, section 2.2: 400 million pairs, not published"},
-    input_spec={
-        "image": "shorter side 224 px, centre crop",
-        "text": "77 tokens",
-        "video": "8 frames (option video-frames)",
-        "several parts": "sum of unit vectors",
-        "instructions": "not read",
-    },
+    image="shorter side 224 px, centre crop",
+    text="77 tokens",
 )
 
-SIGLIP = ModelSpec(
-    name="siglip",
-    title="SigLIP So400m/14, 384 px, score fusion",
-    open=partial(_open, "siglip", "google/siglip-so400m-patch14-384", "siglip"),
+SIGLIP = _model(
+    "siglip",
+    "SigLIP So400m/14, 384 px, score fusion",
+    "google/siglip-so400m-patch14-384",
+    "siglip",
     tiny=write_tiny_siglip,
-    source="https://huggingface.co/google/siglip-so400m-patch14-384",
     licence="Apache-2.0",
     paper_ref="arXiv 2303.15343",
     trained_on={"WebLI": "model card of google/siglip-so400m-patch14-384; not published"},
-    input_spec={
-        "image": "384 x 384 px, not cropped",
-        "text": "64 tokens, always padded to them",
-        "video": "8 frames (option video-frames)",
-        "several parts": "sum of unit vectors",
-        "instructions": "not read",
-    },
+    image="384 x 384 px, not cropped",
+    text="64 tokens, always padded to them",
 )

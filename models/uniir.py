@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Image, Item, Text, Video
+from harness.content import Image, Item, Text
 from harness.errors import CheckpointMissing
-from harness.media import frame_count, frames, open_picture
+from harness.media import frames, open_picture
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import CONFIG, TOKENIZER, Checkpoint
-from .fusion import ALL_MODALITIES, frames_asked, stacked
+from .fusion import ALL_MODALITIES, frames_asked, stacked, summed_cost
 from .text_encoder import checked_dtype
 from .tiny_towers import (
     LETTERS,
@@ -91,11 +91,7 @@ class UniirFrontend:
         return True
 
     def cost(self, item: Item) -> int:
-        pictures = sum(
-            frame_count(part, count=self.video_frames) if isinstance(part, Video) else 1
-            for part in item.parts
-            if not isinstance(part, Text)
-        )
+        pictures = summed_cost(item, lambda _: 0, 1, video_frames=self.video_frames)
         words = sentence(item)
         if self.fusion == "feature":  # an empty text and a black picture are looked at, too
             return self.inputs.count(words) + self.picture_tokens * max(1, pictures)
