@@ -46,6 +46,7 @@ CONTRASTIVE = {
         "in_batch": True,
     },
     "objective": "cross-entropy",
+    "crop": 1.0,
 }
 HARD = {**CONTRASTIVE, "negatives": 3, "policy": "top", "threshold": None}
 SCORE = {**DATA, "pools": "local", "depth": 4, "share": 0.6, "lists": "top", "weights": "*=1.0"}

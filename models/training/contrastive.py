@@ -5,17 +5,19 @@ nli, cc3m, mbeir: in-batch negatives          hard-negatives: five mined ones of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.content import Item
+from harness.errors import HarnessError
 from harness.recipe import Settings, StageRun
 
 from ..input_spec import InputSpec
 from ..qwen_vl import QwenFrontend
-from .corpus import Corpus, Visit, content_number, visit_at
+from .corpus import Corpus, Visit, content_number, cropped, visit_at
 from .gradient import gather_with_gradient
 from .losses import OBJECTIVES, duplicates, infonce
 from .negatives import Negatives
@@ -47,12 +49,15 @@ class Batches:
     negatives: Negatives | None
     seed: int
     chunk: int
+    crop: float = 1.0
+    """The least of either side of a picture that is shown."""
 
     def __getitem__(self, numbers: list[int]) -> Prepared:
-        visits = [self._visit(number) for number in numbers]
+        visits, randoms = zip(*map(self._visit, numbers), strict=True)
         hard = len(visits[0].negatives)
-        items = [v.query for v in visits] + [v.positive for v in visits]
-        items += [negative for v in visits for negative in v.negatives]
+        seen = [self._seen(visit, random) for visit, random in zip(visits, randoms, strict=True)]
+        items = [visit.query for visit in seen] + [visit.positive for visit in seen]
+        items += [negative for visit in seen for negative in visit.negatives]
         chunks, order = chunked(self.frontend, items, self.chunk)
         return {
             "chunks": chunks,
@@ -64,19 +69,32 @@ class Batches:
             "visits": [(v.task, v.query_id) for v in visits],
         }
 
-    def _visit(self, number: int) -> Visit:
+    def _visit(self, number: int) -> tuple[Visit, np.random.Generator]:
         index, random = visit_at(number, len(self.corpus), self.seed)
         lesson, row = self.corpus.place(index)
         visit = lesson.visit(row, random)
-        return visit if self.negatives is None else self.negatives.added(visit, lesson, row, random)
+        if self.negatives is not None:
+            visit = self.negatives.added(visit, lesson, row, random)
+        return visit, random
+
+    def _seen(self, visit: Visit, random: np.random.Generator) -> Visit:
+        def shown(each: Item) -> Item:
+            return cropped(each, self.crop, random)
+
+        negatives = tuple(map(shown, visit.negatives))
+        return replace(visit, query=shown(visit.query), positive=shown(visit.positive), negatives=negatives)
 
 
 def contrastive(run: StageRun, spec: InputSpec) -> None:
     """Run a contrastive stage; makes the merged checkpoint. Raises DataInvalid, HarnessError."""
 
     def batches(corpus: Corpus, frontend: QwenFrontend) -> Batches:
-        seed = int(run.settings["seed"])  # type: ignore[arg-type]
-        return Batches(corpus, frontend, Negatives.of(run, corpus), seed, run.chunk)
+        seed, crop = int(str(run.settings["seed"])), float(str(run.settings["crop"]))
+        if not 0 < crop <= 1:
+            raise HarnessError(
+                f"crop is the least share of a picture's sides, above 0 and at most 1, not {crop}"
+            )
+        return Batches(corpus, frontend, Negatives.of(run, corpus), seed, run.chunk, crop)
 
     train_embedder(run, spec, batches, loss)
 

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.collection import Collection, checked
-from harness.content import Candidate, Item, Query, item
+from harness.content import Candidate, Image, Item, Query, item
 from harness.errors import DataInvalid
+from harness.media import picture_size
 from harness.recipe import Use
 from harness.run import Ragged
 from harness.task import Protocol, Task
@@ -137,6 +138,26 @@ class Corpus:
                 return lesson, int(lesson.visits[rows[index]])
             index -= len(rows)
         raise IndexError(index)
+
+
+def cropped(shown: Item, least: float, random: np.random.Generator) -> Item:
+    """The item with a part of each of its pictures, of a random size from `least` of either side to all of
+    it, at a random place. Raises DataInvalid for a picture that cannot be read."""
+    if least == 1:
+        return shown
+    parts = (_cropped(part, least, random) if isinstance(part, Image) else part for part in shown.parts)
+    return replace(shown, parts=tuple(parts))
+
+
+def _cropped(image: Image, least: float, random: np.random.Generator) -> Image:
+    width, height = picture_size(replace(image, max_pixels=None))
+    left, upper = image.crop[:2] if image.crop is not None else (0, 0)
+    wide, high = (max(1, round(side * random.uniform(least, 1))) for side in (width, height))
+    left, upper = (
+        left + int(random.integers(width - wide + 1)),
+        upper + int(random.integers(height - high + 1)),
+    )
+    return replace(image, crop=(left, upper, left + wide, upper + high))
 
 
 def protocol_of(split: str, seed: int) -> Protocol:

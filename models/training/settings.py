@@ -58,4 +58,6 @@ LOSS: Settings = {
 """As published, but that a query's positive is never its negative, and that ranks share gradients:
 `mask_duplicates=false gather=released` is what the released code does."""
 
-CONTRASTIVE: Settings = {**BASE, **DATA, **FORWARD, **ADAPTER, **SCHEDULE, **LOSS}
+CONTRASTIVE: Settings = {**BASE, **DATA, **FORWARD, **ADAPTER, **SCHEDULE, **LOSS, "crop": 1.0}
+"""`crop`: the least of either side of a picture that is shown, a random part at each visit; 1, all of it,
+as published. Few pictures teach more when they are never the same."""
