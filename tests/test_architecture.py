@@ -15,7 +15,7 @@ LAYERS = [
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},
-    {"task", "table", "published", "hub", "recipe"},
+    {"task", "table", "published", "hub", "recipe", "scaled"},
     {"exposure"},
     {"result"},
     {"hookspecs"},
