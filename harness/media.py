@@ -181,7 +181,10 @@ def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
         return Pil.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        if picture.mode != "RGB":
+            return picture.convert("RGB")
+        picture.load()  # conversion would copy it
+        return picture
     layer = picture.convert("RGBA")
     return Pil.alpha_composite(Pil.new("RGBA", layer.size, "white"), layer).convert("RGB")
 

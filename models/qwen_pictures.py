@@ -150,7 +150,7 @@ def normalised(vision: Vision, patches: Tensor, *, still: bool) -> Tensor:
         torch.tensor(values, device=patches.device).view(1, 3, 1, 1) for values in (vision.mean, vision.std)
     )
     values = patches.view(len(patches), 3, -1, vision.patch**2).float()
-    values = (values - mean * 255) / (std * 255)
+    values.sub_(mean * 255).div_(std * 255)
     if still:
         values = values.expand(-1, -1, vision.temporal, -1)
     return values.reshape(len(patches), -1)
