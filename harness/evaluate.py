@@ -86,6 +86,7 @@ class EvalOptions:
     search_memory: int = 1 << 30
     overwrite: Overwrite = "only-missing"
     shared_caches: tuple[Path, ...] = ()
+    remote_caches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,12 @@ class Session:
         if name not in self._stores:
             options = self.options
             self._stores[name] = Store(
-                options.cache_dir, identity, shared=options.shared_caches, tell=self.tell, **form
+                options.cache_dir,
+                identity,
+                shared=options.shared_caches,
+                remotes=options.remote_caches,
+                tell=self.tell,
+                **form,
             )
             self._stores[name].touch()
         return self._stores[name]

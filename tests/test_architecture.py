@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
     {"content", "files", "progress", "compat", "ranks", "page"},
-    {"digest", "media", "records", "unpickle"},
+    {"digest", "media", "records", "remote", "unpickle"},
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},
@@ -50,6 +50,7 @@ HEAVY = {
     "jinja2",
     "matplotlib",
     "ray",
+    "fsspec",
 }
 FOLDERS = {"models": "harness.models", "tasks": "harness.tasks", "plugins": "harness.plugins"}
 
