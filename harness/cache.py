@@ -34,7 +34,17 @@ from harness.evaluate import (
 from harness.files import storage_error, write_atomic, write_text
 from harness.model import ModelSpec
 from harness.remote import Remote
-from harness.store import IDENTITY, Keys, Shard, Store, StoredRows, fault_of, manifests, read_shard
+from harness.store import (
+    IDENTITY,
+    Keys,
+    Shard,
+    Store,
+    StoredRows,
+    fault_of,
+    manifests,
+    npy_header,
+    read_shard,
+)
 from harness.table import SOURCE, TABLES
 from harness.task import Task
 
@@ -318,8 +328,6 @@ def export(cached: Cached, folder: Path) -> dict[str, Any]:
 
 
 def _write_rows(rows: StoredRows, dtype: np.dtype[Any], file: BinaryIO) -> None:
-    shape = (len(rows), rows.dim)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    file.write(npy_header((len(rows), rows.dim), dtype))
     for start in range(0, len(rows), BLOCK):
         file.write(rows.block(start, min(len(rows), start + BLOCK)).tobytes())

@@ -365,17 +365,19 @@ class Store:
                 f"{self.identity.get('model')} returned {rows.shape[1]} columns, {self.dim} before:"
                 " one identity must give one dimension"
             )
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(rows, dtype=self.dtype))
-        data = buffer.getvalue()
+        matrix = np.ascontiguousarray(rows, dtype=self.dtype)
+        data = (npy_header(matrix.shape, matrix.dtype), matrix.reshape(-1).view(np.uint8).data)
         raw = keys.tobytes()
-        name = blake2b(raw + data, digest_size=12).hexdigest()
+        name, crc32 = blake2b(raw, digest_size=12), 0
+        for part in data:
+            name.update(part)
+            crc32 = zlib.crc32(part, crc32)
         about: dict[str, Any] = {
             "format": FORMAT,
             "count": len(keys),
             "dim": int(rows.shape[1]),
             "dtype": self.dtype,
-            "crc32": zlib.crc32(data),
+            "crc32": crc32,
             "keys": raw.hex(),
         }
         if facts is not None:
@@ -383,13 +385,13 @@ class Store:
             about["cut"] = facts.cut.astype("<i2").tobytes().hex()
         about["check"] = _check(about)
         self._remove_damaged()
-        self._write(self.folder / f"{name}.json", json.dumps(about).encode(), data)
+        self._write(self.folder / f"{name.hexdigest()}.json", json.dumps(about).encode(), *data)
 
-    def _write(self, manifest: Path, about: bytes, data: bytes) -> None:
+    def _write(self, manifest: Path, about: bytes, *data: bytes | memoryview) -> None:
         """Write a shard, the manifest last, and use it."""
         if not (self.folder / IDENTITY).exists():
             write_text(self.folder / IDENTITY, json.dumps(self.identity, indent=2) + "\n")
-        write_atomic(manifest.with_suffix(".npy"), lambda file: file.write(data))
+        write_atomic(manifest.with_suffix(".npy"), lambda file: file.writelines(data))
         write_atomic(manifest, lambda file: file.write(about))
         self._admit(manifest)
 
@@ -499,6 +501,14 @@ class Store:
         if self._index is None:
             self._index = _Index.of(self._shards)
         return self._index.find(keys)
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What stands before the rows in an `.npy` file."""
+    file = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _crc32(path: Path) -> int:
