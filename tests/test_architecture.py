@@ -31,6 +31,7 @@ LAYERS = [
     {"report"},
     {"testing"},
     {"audit", "bench", "doctor"},
+    {"bench_media"},
     {"cli"},
 ]
 HEAVY = {
