@@ -183,8 +183,8 @@ class Pushed:
 def push(kept: Kept, remote: Remote) -> Pushed:
     """Copy a store's shards to a cache behind a URL, or in another folder; what is there is not sent again.
 
-    A shard's name is a digest of its content and its manifest goes last: several may push at once, and
-    readers never see half a shard. Every row is read. Raises StorageError.
+    A shard's name is a digest of its keys and checksum, and its manifest goes last: several may push at
+    once, and readers never see half a shard. Every row is read. Raises StorageError.
     """
     folder = f"{kept.place.parent.name}/{kept.place.name}"
     known = remote.sizes(folder)

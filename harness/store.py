@@ -232,11 +232,10 @@ class StoredRows:
         row: npt.NDArray[np.int32],
         read: Callable[[int, npt.NDArray[np.int32]], Half],
     ) -> Half:
-        present = np.unique(shard)
-        if len(present) == 1:
-            return read(int(present[0]), row)
+        if len(shard) and (shard == shard[0]).all():
+            return read(int(shard[0]), row)
         out = np.empty((len(shard), self.dim), self.shards[0].dtype if self.shards else np.float16)
-        for s in present.tolist():
+        for s in np.unique(shard).tolist():
             here = np.flatnonzero(shard == s)
             out[here] = read(s, row[here])
         return out
@@ -297,7 +296,7 @@ class Store:
 
     A shard is one `.npy` file of rows plus a `.json` manifest with the keys and checksums. The
     manifest is renamed into place last, so that a shard exists wholly or not at all, under kill -9
-    too; names are digests of the content, so that writers cannot collide. What lies below `shared`
+    too; names are digests of keys and checksum, so that writers cannot collide. What lies below `shared`
     is read as well, after `root`, and never written to; what only a remote cache has is first brought
     to `root`. A damaged shard is not used; `tell` hears of it.
     """
@@ -367,11 +366,10 @@ class Store:
             )
         matrix = np.ascontiguousarray(rows, dtype=self.dtype)
         data = (npy_header(matrix.shape, matrix.dtype), matrix.reshape(-1).view(np.uint8).data)
-        raw = keys.tobytes()
-        name, crc32 = blake2b(raw, digest_size=12), 0
-        for part in data:
-            name.update(part)
-            crc32 = zlib.crc32(part, crc32)
+        raw, crc32 = keys.tobytes(), zlib.crc32(data[1], zlib.crc32(data[0]))
+        # Not of the rows: that took longer than writing them, and two shards of equal keys and
+        # checksums are as good as one another.
+        name = blake2b(raw + crc32.to_bytes(4), digest_size=12).hexdigest()
         about: dict[str, Any] = {
             "format": FORMAT,
             "count": len(keys),
@@ -384,16 +382,20 @@ class Store:
             about["norms"] = facts.norms.astype("<f4").tobytes().hex()
             about["cut"] = facts.cut.astype("<i2").tobytes().hex()
         about["check"] = _check(about)
+        manifest = self.folder / f"{name}.json"
+        shard = Shard(manifest, np.frombuffer(raw, "S16"), matrix.shape[1], matrix.dtype, crc32)
         self._remove_damaged()
-        self._write(self.folder / f"{name.hexdigest()}.json", json.dumps(about).encode(), *data)
+        self._write(shard, json.dumps(about).encode(), *data)
 
-    def _write(self, manifest: Path, about: bytes, *data: bytes | memoryview) -> None:
-        """Write a shard, the manifest last, and use it."""
+    def _write(self, shard: Shard, about: bytes, *data: bytes | memoryview) -> None:
+        """Write a shard's rows and then its manifest, and use it."""
         if not (self.folder / IDENTITY).exists():
             write_text(self.folder / IDENTITY, json.dumps(self.identity, indent=2) + "\n")
-        write_atomic(manifest.with_suffix(".npy"), lambda file: file.writelines(data))
-        write_atomic(manifest, lambda file: file.write(about))
-        self._admit(manifest)
+        write_atomic(shard.rows, lambda file: file.writelines(data))
+        write_atomic(shard.manifest, lambda file: file.write(about))
+        known = [each for each in self._shards if each.manifest != shard.manifest]
+        self._shards = [*known, shard]
+        self._index = None
 
     def _remove_damaged(self) -> None:
         """Remove those of our own that are still damaged: another process may have made one again."""
@@ -467,7 +469,7 @@ class Store:
         if zlib.crc32(data) != each.shard.crc32:
             self._tell_damaged(place, "the checksum differs")
             return False
-        self._write(each.shard.manifest, about, data)
+        self._write(each.shard, about, data)
         return True
 
     def _fault(self, shard: Shard) -> str | None:
