@@ -21,7 +21,7 @@ from harness.content import Image, Item
 from harness.errors import HarnessError
 from harness.media import Size, by_shorter_side, decoding_scaled, open_picture
 from harness.model import ModelSpec
-from harness.store import Keys, Store, as_keys
+from harness.store import Keys, Store, StoredRows, as_keys
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -54,78 +54,93 @@ def bench_store(sizes: StoreSizes, timing: Timing, *, folder: Path | None = None
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((sizes.rows, sizes.dim), dtype=np.float32).astype(np.float16)
     keys = as_keys(rng.bytes(16) for _ in range(sizes.rows))
-    starts = range(0, sizes.rows, sizes.shard)
-    place = f"{sizes.rows:,} × {sizes.dim} in shards of {sizes.shard:,}"
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        root, plain = Path(made) / "store", Path(made) / "plain.npy"
-
-        def write() -> None:
-            shutil.rmtree(root, ignore_errors=True)
-            store = Store(root, _IDENTITY)
-            for a in starts:
-                store.add(keys[a : a + sizes.shard], rows[a : a + sizes.shard])
-
-        def append(*, sync: bool) -> None:
-            plain.unlink(missing_ok=True)
-            for a in starts:
-                with plain.open("ab") as file:
-                    rows[a : a + sizes.shard].tofile(file)
-                    file.flush()
-                    if sync:
-                        os.fsync(file.fileno())
-
-        def least() -> tuple[float, str]:
-            taken = min(timing.seconds(partial(append, sync=False)) for _ in range(3))
-            return taken, f"{rows.nbytes / 1e9:.2f} GB written and not waited for"
-
-        written = timing.rows(
-            f"store written, {place}",
-            write,
-            [Peer("appended to one file, synced as often", partial(append, sync=True))],
-            identical=lambda: _comes_back(root, keys, rows),
-            floor=least,
-        )
-        np.save(plain, rows)
-        opened = Store(root, _IDENTITY)
-        opened.missing(keys)
-        stored = opened.rows(keys)
-        copy = np.empty((_BLOCK, sizes.dim), np.float16)
-
-        def read() -> None:
-            for a in range(0, sizes.rows, _BLOCK):
-                stored.block(a, min(sizes.rows, a + _BLOCK))
-
-        def mapped(into: Half | None = None) -> None:
-            whole = np.load(plain, mmap_mode="r")
-            for a in range(0, sizes.rows, _BLOCK):
-                part = whole[a : a + _BLOCK]
-                if into is None:
-                    np.array(part)
-                else:
-                    into[: len(part)] = part
-
-        def copied() -> tuple[float, str]:
-            taken = min(timing.seconds(partial(mapped, copy)) for _ in range(3))
-            return taken, f"{rows.nbytes / 1e9:.2f} GB copied from the page cache to one place"
-
-        found = timing.rows(
-            f"store read, {place}",
-            read,
-            [Peer("np.load mapped, copied in blocks", mapped)],
-            identical=lambda: _comes_back(root, keys, rows),
-            floor=copied,
-        )
-        return [*written, *found]
+        trial = _Trial(sizes, rows, keys, Path(made) / "store", Path(made) / "plain.npy")
+        return [*_writing(trial, timing), *_reading(trial, timing)]
 
 
-def _comes_back(root: Path, keys: Keys, rows: Half) -> bool:
-    store = Store(root, _IDENTITY)
-    if store.missing(keys).any():
-        return False
-    stored, spans = store.rows(keys), range(0, len(rows), _BLOCK)
-    return all(
-        np.array_equal(stored.block(a, min(len(rows), a + _BLOCK)), rows[a : a + _BLOCK]) for a in spans
-    )
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Rows and their keys, the store and the plain file that they go to."""
+
+    sizes: StoreSizes
+    rows: Half
+    keys: Keys
+    root: Path
+    plain: Path
+
+    @property
+    def place(self) -> str:
+        return f"{self.sizes.rows:,} × {self.sizes.dim} in shards of {self.sizes.shard:,}"
+
+    def opened(self) -> StoredRows | None:
+        """The stored rows, verified; None where some are missing."""
+        store = Store(self.root, _IDENTITY)
+        return None if store.missing(self.keys).any() else store.rows(self.keys)
+
+    def comes_back(self) -> bool:
+        found = self.opened()
+        return found is not None and np.array_equal(found.block(0, len(self.rows)), self.rows)
+
+
+def _writing(trial: _Trial, timing: Timing) -> list[Row]:
+    shard, rows = trial.sizes.shard, trial.rows
+    parts = [slice(a, a + shard) for a in range(0, len(rows), shard)]
+
+    def write() -> None:
+        shutil.rmtree(trial.root, ignore_errors=True)
+        store = Store(trial.root, _IDENTITY)
+        for part in parts:
+            store.add(trial.keys[part], rows[part])
+
+    def append(*, sync: bool) -> None:
+        trial.plain.unlink(missing_ok=True)
+        for part in parts:
+            with trial.plain.open("ab") as file:
+                rows[part].tofile(file)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+
+    def least() -> tuple[float, str]:
+        taken = min(timing.seconds(partial(append, sync=False)) for _ in range(3))
+        return taken, f"{rows.nbytes / 1e9:.2f} GB written and not waited for"
+
+    peers = [Peer("appended to one file, synced as often", partial(append, sync=True))]
+    case = f"store written, {trial.place}"
+    return timing.rows(case, write, peers, identical=trial.comes_back, floor=least)
+
+
+def _reading(trial: _Trial, timing: Timing) -> list[Row]:
+    rows = trial.rows
+    np.save(trial.plain, rows)
+    stored = trial.opened()
+    assert stored is not None, "written just before"
+    starts = range(0, len(rows), _BLOCK)
+    copy = np.empty((_BLOCK, trial.sizes.dim), np.float16)
+
+    def read() -> None:
+        for a in starts:
+            stored.block(a, min(len(rows), a + _BLOCK))
+
+    def mapped() -> None:
+        whole = np.load(trial.plain, mmap_mode="r")
+        for a in starts:
+            np.array(whole[a : a + _BLOCK])
+
+    def copied() -> None:
+        whole = np.load(trial.plain, mmap_mode="r")
+        for a in starts:
+            part = whole[a : a + _BLOCK]
+            copy[: len(part)] = part
+
+    def least() -> tuple[float, str]:
+        taken = min(timing.seconds(copied) for _ in range(3))
+        return taken, f"{rows.nbytes / 1e9:.2f} GB copied from the page cache to one place"
+
+    peers = [Peer("np.load mapped, copied in blocks", mapped)]
+    case = f"store read, {trial.place}"
+    return timing.rows(case, read, peers, identical=trial.comes_back, floor=least)
 
 
 @dataclass(frozen=True, slots=True)

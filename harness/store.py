@@ -434,7 +434,7 @@ class Store:
                 each = away.pop(s)
                 count[each.remote.url] += self._bring(each)
             wanted = wanted[(shard >= 0) & (self._find(wanted)[0] < 0)]  # what was damaged: perhaps elsewhere
-        for url, fetched in count.items():
+        for url, fetched in (+count).items():
             self._tell(f"{fetched:,} cache shards fetched from {url}")
 
     def _look_away(self) -> list[_Away]:
@@ -458,19 +458,21 @@ class Store:
         return found
 
     def _bring(self, each: _Away) -> bool:
-        """Fetch a shard, whose rows are checked before they are kept; whether it is here now."""
-        name, place = each.shard.manifest.stem, each.remote.place(f"{self._path}/{each.shard.rows.name}")
+        """Fetch a shard, which is checked before it is kept; whether it is here now."""
+        rows, manifest = (f"{self._path}/{path.name}" for path in (each.shard.rows, each.shard.manifest))
         try:
-            data = each.remote.read(f"{self._path}/{name}.npy")
-            about = each.remote.read(f"{self._path}/{name}.json")
+            data, about = each.remote.read(rows), each.remote.read(manifest)
+            shard = _listed(about, each.shard.manifest, each.remote.place(manifest))
+            if zlib.crc32(data) != shard.crc32:
+                raise ValueError("the checksum differs")
         except FileNotFoundError:
-            self._tell_damaged(place, "the rows are not there")
-            return False
-        if zlib.crc32(data) != each.shard.crc32:
-            self._tell_damaged(place, "the checksum differs")
-            return False
-        self._write(each.shard, about, data)
-        return True
+            self._tell_damaged(each.remote.place(rows), "the rows are not there")
+        except ValueError as error:
+            self._tell_damaged(each.remote.place(rows), str(error))
+        else:
+            self._write(shard, about, data)
+            return True
+        return False
 
     def _fault(self, shard: Shard) -> str | None:
         if shard.manifest in self._sound:

@@ -203,6 +203,27 @@ def test_a_shard_that_is_damaged_here_or_in_one_place_is_fetched_from_another(tm
     assert [faults for _, faults in verify(tmp_path / "mine")] == [{}]
 
 
+@pytest.mark.parametrize("end", [".npy", ".json"])
+def test_what_is_garbled_on_its_way_is_not_kept(tmp_path, monkeypatch, end):
+    filled(tmp_path / "theirs")
+    pushed(tmp_path / "theirs")
+    read, seen = Remote.read, set()
+
+    def garbled(self, name):
+        data = read(self, name)
+        again = end == ".npy" or name in seen  # a manifest is read for its keys first
+        seen.add(name)
+        return data[:-3] + b"x" + data[-2:] if name.endswith(end) and again else data
+
+    monkeypatch.setattr(Remote, "read", garbled)
+    said: list[str] = []
+    store = Store(tmp_path / "mine", IDENTITY, remotes=[URL], tell=said.append)
+    assert store.missing(keys("a", "x")).all()
+    assert len(said) == 2
+    assert all("is damaged (" in line for line in said)
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_damaged_shard_is_not_pushed(tmp_path, cli):
     store = filled(tmp_path / "c")
     shard = sorted(store.folder.glob("*.npy"))[0]
