@@ -20,7 +20,7 @@ from harness.content import Candidate, Item, Query, item
 from harness.digest import Digests
 from harness.encode import out_of_memory, release_memory, texts_cut
 from harness.errors import DataInvalid, HarnessError, NoSuchInstruction, UnknownName
-from harness.evaluate import open_model, require_data
+from harness.evaluate import open_frontend, open_model, require_data
 from harness.model import ModelSpec
 from harness.store import Facts, key
 from harness.task import Protocol, Task
@@ -391,7 +391,7 @@ def _precision(
 def _rows_of(spec: ModelSpec, given: Mapping[str, str], items: Sequence[Item], device: str) -> Float64 | str:
     """[N, D] unit rows of a model opened anew, NaN where one is not finite; or why there are none."""
     try:
-        frontend = spec.open(given)
+        frontend = open_frontend(spec, given)
     except UnknownName:
         return "the model has no option dtype"
     try:

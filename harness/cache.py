@@ -33,7 +33,18 @@ from harness.evaluate import (
 )
 from harness.files import storage_error, write_atomic, write_text
 from harness.model import ModelSpec
-from harness.store import IDENTITY, Keys, Shard, Store, StoredRows, fault_of, manifests, read_shard
+from harness.remote import Remote
+from harness.store import (
+    IDENTITY,
+    Keys,
+    Shard,
+    Store,
+    StoredRows,
+    fault_of,
+    manifests,
+    npy_header,
+    read_shard,
+)
 from harness.table import SOURCE, TABLES
 from harness.task import Task
 
@@ -158,6 +169,46 @@ def verify(root: Path, model: str = "*") -> Iterator[tuple[Kept, dict[Path, str]
         yield kept, {m: fault for m in manifests(kept.place) if (fault := fault_of(m)) is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What became of a store that was pushed: shards sent, shards that were there, bytes sent, and the
+    damaged ones that stayed, with what is wrong with them."""
+
+    sent: int
+    there: int
+    bytes: int
+    damaged: Mapping[Path, str]
+
+
+def push(kept: Kept, remote: Remote) -> Pushed:
+    """Copy a store's shards to a cache behind a URL, or in another folder; what is there is not sent again.
+
+    A shard's name is a digest of its keys and checksum, and its manifest goes last: several may push at
+    once, and readers never see half a shard. Every row is read. Raises StorageError.
+    """
+    folder = f"{kept.place.parent.name}/{kept.place.name}"
+    known = remote.sizes(folder)
+    damaged: dict[Path, str] = {}
+    sent = there = size = 0
+
+    def send(path: Path) -> int:
+        remote.write(f"{folder}/{path.name}", path.read_bytes())
+        return path.stat().st_size
+
+    if IDENTITY not in known and (kept.place / IDENTITY).exists():
+        send(kept.place / IDENTITY)
+    for manifest in manifests(kept.place):
+        rows = manifest.with_suffix(".npy")
+        if manifest.name in known and rows.name in known:
+            there += 1
+        elif (fault := fault_of(manifest)) is not None:
+            damaged[manifest] = fault
+        else:
+            size += send(rows) + send(manifest)
+            sent += 1
+    return Pushed(sent, there, size, damaged)
+
+
 def leftovers(root: Path) -> list[Path]:
     """What killed processes left: temporary files, and rows without a manifest.
 
@@ -277,8 +328,6 @@ def export(cached: Cached, folder: Path) -> dict[str, Any]:
 
 
 def _write_rows(rows: StoredRows, dtype: np.dtype[Any], file: BinaryIO) -> None:
-    shape = (len(rows), rows.dim)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    file.write(npy_header((len(rows), rows.dim), dtype))
     for start in range(0, len(rows), BLOCK):
         file.write(rows.block(start, min(len(rows), start + BLOCK)).tobytes())

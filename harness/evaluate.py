@@ -57,6 +57,7 @@ from harness.rerank import DEPTH, GRID, Fusion, fuse, pair_scores, places
 from harness.rerank import SCORES as PAIR_DTYPE
 from harness.result import RUN_SUFFIX, Result, Score, Status, Stored, result_path
 from harness.run import Found, Ragged, Run, Searcher, SearchRequest
+from harness.scaled import scaled, split
 from harness.search import TORCH
 from harness.speed import Speed, actual, assumed, recorded
 from harness.statistics import mean_ci
@@ -85,6 +86,7 @@ class EvalOptions:
     search_memory: int = 1 << 30
     overwrite: Overwrite = "only-missing"
     shared_caches: tuple[Path, ...] = ()
+    remote_caches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,12 @@ class Session:
         if name not in self._stores:
             options = self.options
             self._stores[name] = Store(
-                options.cache_dir, identity, shared=options.shared_caches, tell=self.tell, **form
+                options.cache_dir,
+                identity,
+                shared=options.shared_caches,
+                remotes=options.remote_caches,
+                tell=self.tell,
+                **form,
             )
             self._stores[name].touch()
         return self._stores[name]
@@ -222,7 +229,7 @@ class Session:
 def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection | None = None) -> Opened:
     """Open a model's frontend; a check model needs the task's collection."""
     if spec.check is None:
-        frontend = spec.open(given)
+        frontend = open_frontend(spec, given)
     elif collection is None:
         raise HarnessError(f"model {spec.name!r} is a check: it is built for one loaded task at a time")
     else:
@@ -230,12 +237,19 @@ def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection
     return Opened.of(spec.name, frontend, check=spec.check is not None)
 
 
+def open_frontend(spec: ModelSpec | RerankerSpec, given: Mapping[str, str]) -> Any:
+    """The weightless half of a model or a reranker, as its options want pictures decoded."""
+    rest, by_fraction = split(given)
+    frontend = spec.open(rest)
+    return scaled(spec.name, frontend) if by_fraction else frontend
+
+
 def open_reranker(spec: RerankerSpec, given: Mapping[str, str], fusion: Fusion) -> Reranking:
     """Open a reranker's frontend; raises HarnessError for a depth beyond that of stored runs."""
     deepest = max(fusion.depths.values(), default=0)
     if not 1 <= deepest <= DEPTH or min(fusion.depths.values()) < 1:
         raise HarnessError(f"runs hold the best {DEPTH} candidates: re-rank at a depth from 1 to {DEPTH}")
-    frontend = spec.open(given)
+    frontend = open_frontend(spec, given)
     return Reranking(spec, frontend, full_identity(spec.name, frontend, {"score_dtype": PAIR_DTYPE}), fusion)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import posixpath
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import DataInvalid, HarnessError, StorageError
+
+_PLACE = re.compile(r"[a-z][a-z0-9+.-]*://[^:]*(?::\d[^:]*)?|[^:]+")
 
 
 def cache_dir() -> Path:
@@ -23,17 +26,28 @@ def cache_dir() -> Path:
 
 
 def shared_caches() -> tuple[Path, ...]:
-    """Caches of others, read after one's own and never written: $HARNESS_SHARED_CACHE, separated as
-    in $PATH. Raises StorageError where one is not there."""
-    found = tuple(
-        Path(each).expanduser()
-        for each in os.environ.get("HARNESS_SHARED_CACHE", "").split(os.pathsep)
-        if each
-    )
+    """Folders with caches of others, read after one's own and never written: $HARNESS_SHARED_CACHE,
+    separated as in $PATH. Raises StorageError where one is not there."""
+    places = (each.removeprefix("file://") for each in _shared() if not _is_remote(each))
+    found = tuple(Path(each).expanduser() for each in places)
     for folder in found:
         if not folder.is_dir():
             raise StorageError(f"there is no shared cache {folder}: name a folder with --shared-cache")
     return found
+
+
+def remote_caches() -> tuple[str, ...]:
+    """The URLs that stand among them."""
+    return tuple(each for each in _shared() if _is_remote(each))
+
+
+def _shared() -> list[str]:
+    """What $HARNESS_SHARED_CACHE names; a URL's own colons do not separate."""
+    return _PLACE.findall(os.environ.get("HARNESS_SHARED_CACHE", ""))
+
+
+def _is_remote(place: str) -> bool:
+    return "://" in place and not place.startswith("file://")
 
 
 def read_jsonl(path: Path, fields: Sequence[str] = ()) -> Iterator[dict[str, Any]]:

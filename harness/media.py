@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+SeenAt = Callable[[Image, Size], Size | None]
+"""From a picture and its size to the one that a model brings it to by bicubic resizing; None: by none."""
 Choose = Callable[[int, float], list[int]]
 """From a clip's frame count and rate to the indices of the frames wanted."""
 
@@ -73,19 +77,60 @@ def _timed(decode: Callable[P, T]) -> Callable[P, T]:
     return timed
 
 
+_seen_at: ContextVar[SeenAt | None] = ContextVar("seen_at", default=None)
+
+
+@contextmanager
+def decoding_scaled(seen_at: SeenAt) -> Iterator[None]:
+    """Inside, `open_picture` decodes a JPEG that is at least twice as large as its model sees it at a
+    half, quarter or eighth of its size, and brings it to what `seen_at` says."""
+    token = _seen_at.set(seen_at)
+    try:
+        yield
+    finally:
+        _seen_at.reset(token)
+
+
 @_timed
-def open_picture(image: Image) -> PIL.Image.Image:
-    """The picture as RGB: cropped, at most 200:1, within `max_pixels`; first frame if animated.
+def open_picture(image: Image, *, bounded: bool = True) -> PIL.Image.Image:
+    """The picture as RGB: cropped, at most 200:1, within `max_pixels` where `bounded`; first frame if
+    animated.
 
     EXIF rotation is ignored, as the official loaders ignore it. Raises DataInvalid.
     """
     from PIL import Image as Pil
 
     with _picture(image.path) as file:
-        box = _box(image, file.size)
+        left, upper, right, lower = box = _box(image, file.size)
+        whole = right - left, lower - upper
+        size = _fit(whole, image.max_pixels if bounded else None)
+        if image.crop is None and (small := _scaled(file, image, size)) is not None:
+            return small
         picture = _rgb(file.crop(box) if image.crop else file)
-    size = _fit(picture.size, image.max_pixels)
-    return picture if size == picture.size else picture.resize(size, Pil.Resampling.BICUBIC)
+    return picture if size == whole else picture.resize(size, Pil.Resampling.BICUBIC)
+
+
+def _scaled(file: PIL.Image.Image, image: Image, size: Size) -> PIL.Image.Image | None:
+    """A JPEG decoded at a fraction, at the size that it is resized to next: `size`, or what the model
+    says; None where that is not asked for or it is too small to be worth it."""
+    from PIL import Image as Pil
+
+    seen_at = _seen_at.get()
+    if seen_at is None:
+        return None
+    wanted = size if size != file.size else seen_at(image, size)
+    if wanted is None or file.width < 2 * wanted[0] or file.height < 2 * wanted[1]:
+        return None
+    drafted = file.draft("RGB", wanted)
+    # The box is that of the whole picture: its last pixel may be of a block that it fills in part.
+    return None if drafted is None else _rgb(file).resize(wanted, Pil.Resampling.BICUBIC, box=drafted[1])
+
+
+def by_shorter_side(size: Size, side: int) -> Size:
+    """The size with a shorter side of `side`, as torchvision and transformers round it."""
+    width, height = size
+    long = int(side * max(size) / min(size))
+    return (side, long) if width <= height else (long, side)
 
 
 def picture_size(image: Image) -> tuple[int, int]:
@@ -136,7 +181,10 @@ def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
         return Pil.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        if picture.mode != "RGB":
+            return picture.convert("RGB")
+        picture.load()  # conversion would copy it
+        return picture
     layer = picture.convert("RGBA")
     return Pil.alpha_composite(Pil.new("RGBA", layer.size, "white"), layer).convert("RGB")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -20,6 +21,7 @@ from harness.errors import BadEmbedding, StorageError
 from harness.files import storage_error, touch, write_atomic, write_text
 from harness.media import decoder
 from harness.model import identity_id
+from harness.remote import Remote
 
 FORMAT = 1
 DTYPE = "float16"
@@ -132,28 +134,38 @@ def read_shard(manifest: Path) -> Shard:
     StorageError where a newer harness wrote it.
     """
     try:
-        about = json.loads(manifest.read_bytes())
+        data = manifest.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(_unreadable(error)) from error
+    shard = _listed(data, manifest, str(manifest))
+    try:
+        size = shard.rows.stat().st_size
+    except OSError:
+        raise ValueError("the rows are not there") from None
+    if size - shard.size not in _HEADERS:
+        raise ValueError("the rows are not whole")
+    return shard
+
+
+def _listed(data: bytes, manifest: Path, place: str) -> Shard:
+    """The shard that a manifest's bytes tell of; they come from `place`."""
+    try:
+        about = json.loads(data)
         if about["format"] > FORMAT:
             raise StorageError(
-                f"{manifest} was written by a newer harness: upgrade, or choose another --cache-dir"
+                f"{place} was written by a newer harness: upgrade, or choose another --cache-dir"
             )
         if "check" in about and about["check"] != _check(about):
             raise ValueError("the manifest's checksum differs")
         keys = np.frombuffer(bytes.fromhex(about["keys"]), dtype="S16")
         shard = Shard(manifest, keys, about["dim"], np.dtype(about["dtype"]), about["crc32"])
         whole = len(keys) == about["count"]
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(_unreadable(error)) from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError("the manifest is not whole") from error
-    try:
-        size = shard.rows.stat().st_size
-    except OSError:
-        raise ValueError("the rows are not there") from None
-    if not whole or size - shard.size not in _HEADERS:
-        raise ValueError("the rows are not whole")
+    if not whole:
+        raise ValueError("the manifest is not whole")
     return shard
 
 
@@ -220,11 +232,10 @@ class StoredRows:
         row: npt.NDArray[np.int32],
         read: Callable[[int, npt.NDArray[np.int32]], Half],
     ) -> Half:
-        present = np.unique(shard)
-        if len(present) == 1:
-            return read(int(present[0]), row)
+        if len(shard) and (shard == shard[0]).all():
+            return read(int(shard[0]), row)
         out = np.empty((len(shard), self.dim), self.shards[0].dtype if self.shards else np.float16)
-        for s in present.tolist():
+        for s in np.unique(shard).tolist():
             here = np.flatnonzero(shard == s)
             out[here] = read(s, row[here])
         return out
@@ -246,13 +257,48 @@ class StoredRows:
         return mapped[row]
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Where the rows of some shards are, by their keys."""
+
+    keys: Keys
+    order: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> _Index:
+        every = np.concatenate([shard.keys for shard in shards] or [np.zeros(0, "S16")])
+        order = np.argsort(every, kind="stable")
+        starts = np.cumsum([0, *(len(shard.keys) for shard in shards)], dtype=np.int64)
+        return cls(every[order], order, starts)
+
+    def find(self, keys: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The shard of each key, -1 where there is none, and the row in it."""
+        if not len(self.keys):
+            return np.full(len(keys), -1, np.int32), np.zeros(len(keys), np.int32)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        place = self.order[at]
+        shard = np.searchsorted(self.starts, place, side="right") - 1
+        row = (place - self.starts[shard]).astype(np.int32)
+        return np.where(self.keys[at] == keys, shard, -1).astype(np.int32), row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Away:
+    """A shard behind a URL, with the place that it would have here."""
+
+    remote: Remote
+    shard: Shard
+
+
 class Store:
     """Rows of one identity below `root`: embeddings in float16, or a reranker's scores in float32.
 
     A shard is one `.npy` file of rows plus a `.json` manifest with the keys and checksums. The
     manifest is renamed into place last, so that a shard exists wholly or not at all, under kill -9
-    too; names are digests of the content, so that writers cannot collide. What lies below `shared`
-    is read as well, after `root`, and never written to. A damaged shard is not used; `tell` hears of it.
+    too; names are digests of keys and checksum, so that writers cannot collide. What lies below `shared`
+    is read as well, after `root`, and never written to; what only a remote cache has is first brought
+    to `root`. A damaged shard is not used; `tell` hears of it.
     """
 
     def __init__(
@@ -263,18 +309,22 @@ class Store:
         kind: str = "embeddings",
         dtype: str = DTYPE,
         shared: Sequence[Path] = (),
+        remotes: Sequence[str] = (),
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.identity = dict(identity)
-        self.folder = root / kind / identity_id(identity)
+        self._path = f"{kind}/{identity_id(identity)}"
+        self.folder = root / self._path
         self.dtype = dtype
         self.damaged: list[Path] = []
         self._tell = tell
         self._to_remove: list[Path] = []
         self._shards: list[Shard] = []
         self._sound: set[Path] = set()
-        self._index: tuple[Keys, npt.NDArray[np.int64]] | None = None
-        for folder in (self.folder, *(layer / kind / self.folder.name for layer in shared)):
+        self._index: _Index | None = None
+        self._remotes = [Remote(url) for url in remotes]
+        self._away: list[_Away] | None = None
+        for folder in (self.folder, *(layer / self._path for layer in shared)):
             for manifest in manifests(folder):
                 self._admit(manifest)
 
@@ -288,10 +338,12 @@ class Store:
         self._index = None
 
     def _reject(self, manifest: Path, fault: str) -> None:
-        shard = manifest.with_suffix(".npy")
-        self._tell(f"cache shard {shard} is damaged ({fault}): what is needed of it is made again")
+        self._tell_damaged(manifest.with_suffix(".npy"), fault)
         self.damaged.append(manifest)
         self._to_remove.append(manifest)
+
+    def _tell_damaged(self, place: Path | str, fault: str) -> None:
+        self._tell(f"cache shard {place} is damaged ({fault}): what is needed of it is made again")
 
     def __len__(self) -> int:
         return sum(len(shard.keys) for shard in self._shards)
@@ -312,29 +364,38 @@ class Store:
                 f"{self.identity.get('model')} returned {rows.shape[1]} columns, {self.dim} before:"
                 " one identity must give one dimension"
             )
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(rows, dtype=self.dtype))
-        data = buffer.getvalue()
-        raw = keys.tobytes()
-        name = blake2b(raw + data, digest_size=12).hexdigest()
+        matrix = np.ascontiguousarray(rows, dtype=self.dtype)
+        data = (npy_header(matrix.shape, matrix.dtype), matrix.reshape(-1).view(np.uint8).data)
+        raw, crc32 = keys.tobytes(), zlib.crc32(data[1], zlib.crc32(data[0]))
+        # Not of the rows: that took longer than writing them, and two shards of equal keys and
+        # checksums are as good as one another.
+        name = blake2b(raw + crc32.to_bytes(4), digest_size=12).hexdigest()
         about: dict[str, Any] = {
             "format": FORMAT,
             "count": len(keys),
             "dim": int(rows.shape[1]),
             "dtype": self.dtype,
-            "crc32": zlib.crc32(data),
+            "crc32": crc32,
             "keys": raw.hex(),
         }
         if facts is not None:
             about["norms"] = facts.norms.astype("<f4").tobytes().hex()
             about["cut"] = facts.cut.astype("<i2").tobytes().hex()
         about["check"] = _check(about)
+        manifest = self.folder / f"{name}.json"
+        shard = Shard(manifest, np.frombuffer(raw, "S16"), matrix.shape[1], matrix.dtype, crc32)
         self._remove_damaged()
+        self._write(shard, json.dumps(about).encode(), *data)
+
+    def _write(self, shard: Shard, about: bytes, *data: bytes | memoryview) -> None:
+        """Write a shard's rows and then its manifest, and use it."""
         if not (self.folder / IDENTITY).exists():
             write_text(self.folder / IDENTITY, json.dumps(self.identity, indent=2) + "\n")
-        write_atomic(self.folder / f"{name}.npy", lambda file: file.write(data))
-        write_text(self.folder / f"{name}.json", json.dumps(about))
-        self._admit(self.folder / f"{name}.json")
+        write_atomic(shard.rows, lambda file: file.writelines(data))
+        write_atomic(shard.manifest, lambda file: file.write(about))
+        known = [each for each in self._shards if each.manifest != shard.manifest]
+        self._shards = [*known, shard]
+        self._index = None
 
     def _remove_damaged(self) -> None:
         """Remove those of our own that are still damaged: another process may have made one again."""
@@ -344,16 +405,74 @@ class Store:
         self._to_remove.clear()
 
     def missing(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Which keys have no sound row. Shards that hold wanted keys are verified once."""
+        """Which keys have no sound row. Shards that hold wanted keys are verified once; those that lie
+        behind a URL are fetched. Raises StorageError where one cannot be reached or written."""
+        absent = self._missing_here(keys)
+        if self._remotes and absent.any():
+            self._fetch(keys[absent])
+            absent = self._missing_here(keys)
+        return absent
+
+    def _missing_here(self, keys: Keys) -> npt.NDArray[np.bool_]:
         while True:
-            place = self._find(keys)
-            wanted = np.unique(self._place_of(place[place >= 0])[0])
-            faults = {s: fault for s in wanted.tolist() if (fault := self._fault(self._shards[s]))}
+            shard, _ = self._find(keys)
+            wanted = np.unique(shard[shard >= 0]).tolist()
+            faults = {s: fault for s in wanted if (fault := self._fault(self._shards[s]))}
             if not faults:
-                return place < 0
+                return shard < 0
             for s in sorted(faults, reverse=True):
                 self._reject(self._shards.pop(s).manifest, faults[s])
             self._index = None
+
+    def _fetch(self, wanted: Keys) -> None:
+        """Bring the shards that hold wanted keys here."""
+        away = self._away = self._look_away() if self._away is None else self._away
+        count = Counter[str]()
+        while len(wanted) and away:
+            shard, _ = _Index.of([each.shard for each in away]).find(wanted)
+            for s in reversed(np.unique(shard[shard >= 0]).tolist()):
+                each = away.pop(s)
+                count[each.remote.url] += self._bring(each)
+            wanted = wanted[(shard >= 0) & (self._find(wanted)[0] < 0)]  # what was damaged: perhaps elsewhere
+        for url, fetched in (+count).items():
+            self._tell(f"{fetched:,} cache shards fetched from {url}")
+
+    def _look_away(self) -> list[_Away]:
+        """The shards behind URLs that are not here."""
+        here = {shard.manifest.name for shard in self._shards}
+        found: list[_Away] = []
+        for remote in self._remotes:
+            names = remote.sizes(self._path)
+            if not names:
+                remote.require()
+            for name in sorted(n for n in names if n.endswith(".json") and n not in (*here, IDENTITY)):
+                path = f"{self._path}/{name}"
+                try:
+                    shard = _listed(remote.read(path), self.folder / name, remote.place(path))
+                except FileNotFoundError:
+                    continue  # somebody has just removed it
+                except ValueError as error:
+                    self._tell_damaged(remote.place(path), str(error))
+                else:
+                    found.append(_Away(remote, shard))
+        return found
+
+    def _bring(self, each: _Away) -> bool:
+        """Fetch a shard, which is checked before it is kept; whether it is here now."""
+        rows, manifest = (f"{self._path}/{path.name}" for path in (each.shard.rows, each.shard.manifest))
+        try:
+            data, about = each.remote.read(rows), each.remote.read(manifest)
+            shard = _listed(about, each.shard.manifest, each.remote.place(manifest))
+            if zlib.crc32(data) != shard.crc32:
+                raise ValueError("the checksum differs")
+        except FileNotFoundError:
+            self._tell_damaged(each.remote.place(rows), "the rows are not there")
+        except ValueError as error:
+            self._tell_damaged(each.remote.place(rows), str(error))
+        else:
+            self._write(shard, about, data)
+            return True
+        return False
 
     def _fault(self, shard: Shard) -> str | None:
         if shard.manifest in self._sound:
@@ -365,14 +484,13 @@ class Store:
 
     def rows(self, keys: Keys) -> StoredRows:
         """The rows under these keys, in this order; all must be present."""
-        place = self._find(keys)
-        assert (place >= 0).all(), "rows() wants keys that missing() has cleared"
-        shard, row = self._place_of(place)
+        shard, row = self._find(keys)
+        assert (shard >= 0).all(), "rows() wants keys that missing() has cleared"
         return StoredRows(tuple(self._shards), shard, row, self.dim or 0)
 
     def facts(self, keys: Keys) -> Facts:
         """What the manifests say of the rows under these keys, all of which must be present."""
-        shard, row = self._place_of(self._find(keys))
+        shard, row = self._find(keys)
         facts = Facts(np.full(len(keys), np.nan, np.float32), np.full(len(keys), -1, np.int16))
         for s in np.unique(shard):
             here = np.flatnonzero(shard == s)
@@ -382,23 +500,19 @@ class Store:
                     kept[here] = np.frombuffer(bytes.fromhex(about[name]), dtype)[row[here]]
         return facts
 
-    def _find(self, keys: Keys) -> npt.NDArray[np.int64]:
-        """Global row number of each key, -1 where absent."""
+    def _find(self, keys: Keys) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The shard of each key, -1 where absent, and the row in it."""
         if self._index is None:
-            every = np.concatenate([shard.keys for shard in self._shards] or [np.zeros(0, "S16")])
-            order = np.argsort(every, kind="stable")
-            self._index = (every[order], order)
-        known, order = self._index
-        if not len(known):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        return np.where(known[at] == keys, order[at], -1)
+            self._index = _Index.of(self._shards)
+        return self._index.find(keys)
 
-    def _place_of(self, place: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        ends = np.cumsum([len(shard.keys) for shard in self._shards], dtype=np.int64)
-        shard = np.searchsorted(ends, place, side="right")
-        starts = np.concatenate([np.zeros(1, np.int64), ends])
-        return shard.astype(np.int32), (place - starts[shard]).astype(np.int32)
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What stands before the rows in an `.npy` file."""
+    file = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _crc32(path: Path) -> int:

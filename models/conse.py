@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item
+from harness.content import Image, Item
 from harness.digest import file_digest
 from harness.errors import CheckpointMissing
+from harness.media import Size
 from harness.model import ModelSpec, library_versions, options
 
 from .fusion import ALL_MODALITIES, Layout, fuse, stacked, summed_cost, take_apart
@@ -91,6 +92,11 @@ class ConseFrontend:
             "pictures": stacked(parts.pictures),
             "layout": parts.layout,
         }
+
+    def seen_at(self, image: Image, size: Size) -> Size:
+        """Twice what is left of it in the square: a pixel's rounding there would shift it by a half."""
+        width, height = (max(1, round(2 * SIZE * side / max(size))) for side in size)
+        return width, height
 
     def load(self, device: str) -> ConseEmbedder:
         return ConseEmbedder(self, device)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from harness.content import Image, Video
 from harness.errors import CheckpointMissing
-from harness.media import ClipInfo, clip_info, frames, open_picture, picture_size, sample_indices
+from harness.media import ClipInfo, Size, clip_info, frames, open_picture, picture_size, sample_indices
 
 from .input_spec import InputSpec, Piece
 from .qwen_tokens import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Bytes = npt.NDArray[np.uint8]
-Size = tuple[int, int]
-"""(width, height) in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +127,7 @@ def see(vision: Vision, spec: InputSpec, part: Image | Video) -> tuple[Seen, Byt
     equal frames only one. Raises DataInvalid."""
     if isinstance(part, Image):
         first, last = _picture_sizes(vision, spec, part)
-        picture = open_picture(_unbounded(part))
+        picture = open_picture(part, bounded=False)  # shrunk once, to its final size
         if picture.size != first:
             from PIL import Image as Pil
 
@@ -152,7 +150,7 @@ def normalised(vision: Vision, patches: Tensor, *, still: bool) -> Tensor:
         torch.tensor(values, device=patches.device).view(1, 3, 1, 1) for values in (vision.mean, vision.std)
     )
     values = patches.view(len(patches), 3, -1, vision.patch**2).float()
-    values = (values - mean * 255) / (std * 255)
+    values.sub_(mean * 255).div_(std * 255)
     if still:
         values = values.expand(-1, -1, vision.temporal, -1)
     return values.reshape(len(patches), -1)
@@ -174,16 +172,15 @@ def fit(size: Size, *, factor: int, least: int, most: float, frames: int = 1, de
     return wide, high
 
 
-def _unbounded(image: Image) -> Image:
-    """Shrunk once, to its final size, and not before to the pixels that a protocol pins."""
-    return replace(image, max_pixels=None)
+def seen_at(spec: InputSpec, image: Image, size: Size) -> Size:
+    """A picture's size after the first resize, which is qwen_vl_utils'."""
+    most = spec.max_pixels if image.max_pixels is None else image.max_pixels
+    return fit(size, factor=spec.image_factor, least=min(spec.min_pixels, most), most=most)
 
 
 def _picture_sizes(vision: Vision, spec: InputSpec, image: Image) -> tuple[Size, Size]:
-    """After the first resize, which is qwen_vl_utils', and after the processor's."""
-    most = spec.max_pixels if image.max_pixels is None else image.max_pixels
-    size = picture_size(_unbounded(image))
-    first = fit(size, factor=spec.image_factor, least=min(spec.min_pixels, most), most=most)
+    """After the first resize, and after the processor's."""
+    first = seen_at(spec, image, picture_size(replace(image, max_pixels=None)))
     least, most = vision.picture_pixels
     if not spec.checkpoint_pixels:
         least, most = 0, first[0] * first[1]

@@ -25,10 +25,11 @@ import numpy.typing as npt
 
 from harness.content import Ask, Image, Item, Text, Video
 from harness.errors import CheckpointMissing, DataInvalid, HarnessError, UnknownName
+from harness.media import Size
 from harness.model import RerankerSpec, options
 
 from .input_spec import InputSpec, Piece, opened, option, render, turn
-from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see
+from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see, seen_at
 from .qwen_tokens import IMAGE_PAD, PAD, VIDEO_PAD
 from .qwen_vl import (
     ARCHITECTURES,
@@ -200,6 +201,9 @@ class QwenRerankFrontend:
             "shown_clips": _grids([shown[part] for part in shown_clips]),
             "shown_seconds": np.array([shown[part].seconds for part in shown_clips], np.float32),
         }
+
+    def seen_at(self, image: Image, size: Size) -> Size:
+        return seen_at(self.source.spec, image, size)
 
     def load(self, device: str) -> QwenReranker:
         model = self.source.checkpoint.load(self.source.spec.dtype, spare=())

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from harness.content import Item, Text
+from harness.content import Image, Item, Text
 from harness.errors import CheckpointMissing, DataInvalid, HarnessError, UnknownName
+from harness.media import Size
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import ADAPTER, CONFIG, Checkpoint, find
 from .fusion import ALL_MODALITIES
 from .input_spec import EMB, FILE, InputSpec, Piece, option, render
-from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see
+from .qwen_pictures import Bytes, Seen, Vision, look, normalised, see, seen_at
 from .qwen_tokens import IMAGE_PAD, PAD, VIDEO_PAD, Row, Vocabulary
 from .tiny_qwen import write_tiny_qwen
 
@@ -120,6 +121,9 @@ class QwenFrontend:
             "clip_seconds": np.array([each.seconds for each, _ in clips], np.float32),
             "cut": cut,
         }
+
+    def seen_at(self, image: Image, size: Size) -> Size:
+        return seen_at(self.spec, image, size)
 
     def load(self, device: str) -> QwenEmbedder:
         model = self.checkpoint.load(self.spec.dtype).model.to(device)

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
-from harness.content import Item
+from harness.content import Image, Item
 from harness.errors import CheckpointMissing, HarnessError
+from harness.media import Size, by_shorter_side
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import TOKENIZER, Checkpoint, quietly
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int64]
 
+_BICUBIC = 3
+"""PIL's number for it."""
 _PATCH = {"clip": 32, "siglip": 16}
 _TOKENS = {"clip": 77, "siglip": 64}
 """What transformers takes where config.json says nothing."""
@@ -73,6 +76,16 @@ class Inputs:
         """[3, height, width]"""
         pixels = _processor_at(self.folder)(images=picture, return_tensors="np")["pixel_values"]
         return np.asarray(pixels[0], np.float32)
+
+    def seen_at(self, size: Size) -> Size | None:
+        """What the processor resizes a picture of this size to."""
+        processor = _processor_at(self.folder)
+        side = processor.size
+        if not processor.do_resize or processor.resample != _BICUBIC:
+            return None
+        if side.shortest_edge:
+            return by_shorter_side(size, side.shortest_edge)
+        return (side.width, side.height) if side.width and side.height else None
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer_at(self.folder)(list(texts), verbose=False)["input_ids"]]
@@ -150,6 +163,9 @@ class TowersFrontend:
             "layout": parts.layout,
             "cut": parts.layout.of_items(texts["cut"], len(items)),
         }
+
+    def seen_at(self, image: Image, size: Size) -> Size | None:
+        return self.inputs.seen_at(size)
 
     def load(self, device: str) -> TowersEmbedder:
         return TowersEmbedder(Towers(self.checkpoint, self.dtype, device))

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from harness.compat import allow_torchvision
 from harness.content import Image, Item, Text
 from harness.errors import CheckpointMissing
-from harness.media import frames, open_picture
+from harness.media import Size, frames, open_picture
 from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import CONFIG, TOKENIZER, Checkpoint
@@ -120,6 +120,9 @@ class UniirFrontend:
             "pictures": stacked(pictures),
             "item_of_picture": np.array(item_of_picture, np.int64),
         }
+
+    def seen_at(self, image: Image, size: Size) -> Size | None:
+        return self.inputs.seen_at(size)
 
     def load(self, device: str) -> ScoreFusion | FeatureFusion:
         if self.fusion == "score":

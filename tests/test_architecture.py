@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
     {"content", "files", "progress", "compat", "ranks", "page"},
-    {"digest", "media", "records", "unpickle"},
+    {"digest", "media", "records", "remote", "unpickle"},
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},
-    {"task", "table", "published", "hub", "recipe"},
+    {"task", "table", "published", "hub", "recipe", "scaled"},
     {"exposure"},
     {"result"},
     {"hookspecs"},
@@ -31,6 +31,7 @@ LAYERS = [
     {"report"},
     {"testing"},
     {"audit", "bench", "doctor"},
+    {"bench_media"},
     {"cli"},
 ]
 HEAVY = {
@@ -50,6 +51,7 @@ HEAVY = {
     "jinja2",
     "matplotlib",
     "ray",
+    "fsspec",
 }
 FOLDERS = {"models": "harness.models", "tasks": "harness.tasks", "plugins": "harness.plugins"}
 

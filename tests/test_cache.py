@@ -259,6 +259,28 @@ def test_a_shared_cache_that_is_not_there_is_one_line(cli):
     assert (code, err) == (2, "harness: there is no shared cache none: name a folder with --shared-cache\n")
 
 
+def test_a_cache_that_cannot_be_written_is_one_line_before_anything_is_encoded(cli, tmp_path):
+    (tmp_path / "c").write_text("")
+    code, out, err = eval_random(cli, "--cache-dir", "c")
+    assert (code, out) == (2, "")
+    assert err.startswith("harness: the cache folder c cannot be written (file exists): choose another")
+    assert err.count("\n") == 1
+
+
+def test_a_damaged_shard_is_named_and_made_again_by_the_same_command(cli, tmp_path):
+    eval_random(cli, "--cache-dir", "c")
+    shard = next((tmp_path / "c").rglob("*.npy"))
+    whole = shard.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        shard.write_bytes(damaged)
+        code, _, err = eval_random(cli, "--cache-dir", "c", "--overwrite-strategy", "always")
+        assert code == 0
+        (line,) = (line for line in err.splitlines() if "damaged" in line)
+        assert f"cache shard {shard.relative_to(tmp_path)} is damaged (the " in line
+        assert line.endswith("): what is needed of it is made again")
+        assert shard.read_bytes() == whole
+
+
 def test_a_cache_of_a_newer_harness_is_one_line(cli, tmp_path):
     eval_random(cli, "--cache-dir", "c")
     manifest = next(p for p in (tmp_path / "c").rglob("*.json") if p.name != "identity.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_every_mode_becomes_rgb_with_transparency_on_white(name: str, tmp_path: 
     picture, colour = PICTURES[name]
     opened = open_picture(Image(_saved(tmp_path / name, picture)))
     assert (opened.mode, opened.getpixel((1, 1))) == ("RGB", colour)
+
+
+@pytest.mark.parametrize("name", ["p.jpg", "p.png"])
+def test_a_picture_outlives_its_file_and_crosses_to_another_process(name: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = _saved(tmp_path / name, Pil.fromarray(pixels))
+    expected = np.asarray(Pil.open(path).convert("RGB"))
+    opened = open_picture(Image(path))
+    path.unlink()
+    assert np.array_equal(np.asarray(opened), expected)
+    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(opened))), expected)
 
 
 def test_exif_rotation_is_ignored(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -248,6 +249,116 @@ def test_processes_that_write_the_same_keys_at_once_do_each_other_no_harm(tmp_pa
     assert not list(store.folder.glob(".*.tmp"))
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from harness.store import Store, as_keys
+
+def write(root, die):
+    count = 0
+    def dying(call):
+        def counted(*arguments):
+            nonlocal count
+            count += 1
+            if count == die:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+        return counted
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+    for start in range(0, 12, 4):
+        keys = as_keys(f"{i:016d}".encode() for i in range(start, start + 4))
+        store = Store(root, {"model": "m"})
+        if store.missing(keys).any():
+            store.add(keys, np.arange(start, start + 16, dtype=np.float16).reshape(4, 4))
+        with (root / "stored").open("a") as log:
+            log.write("x")
+
+def lived(root, die=0):
+    child = os.fork()
+    if not child:
+        write(root, die)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+def contents(root):
+    return {p.name: p.read_bytes() for p in root.glob("embeddings/*/[!.]*")}
+
+top = Path(sys.argv[1])
+assert lived(top / "whole")
+for die in range(1, 100):
+    root = top / str(die)
+    if lived(root, die):
+        break
+    log = root / "stored"
+    finished = len(log.read_bytes()) if log.exists() else 0
+    assert len(Store(root, {"model": "m"})) in (4 * finished, 4 * finished + 4), die
+    assert lived(root)
+    assert contents(root) == contents(top / "whole"), die
+print(die - 1)
+"""
+
+
+def test_whenever_a_writer_is_killed_no_finished_shard_is_lost_and_the_next_one_ends_in_the_same_bytes(
+    tmp_path,
+):
+    """At 21 places: before the fsync, the rename and the folder's fsync of two files for each of three shards
+    and one for the identity."""
+    command = [sys.executable, "-c", KILLED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 3 * (2 * 3 + 1)
+
+
+SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+import numpy as np
+from harness.errors import StorageError
+from harness.store import Store, as_keys, manifests, remove
+root = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], check=True)
+shards = [as_keys(f"{s}-{i:014d}".encode() for i in range(1000)) for s in range(9)]
+rows = np.ones((1000, 128), np.float16)
+store, stored = Store(root, {"model": "m"}), []
+try:
+    for keys in shards:
+        store.add(keys, rows)
+        stored.append(keys)
+except StorageError as error:
+    print(error)
+again = Store(root, {"model": "m"})
+assert 0 < len(stored) < 9 and len(again) == 1000 * len(stored)
+assert not again.missing(np.concatenate(stored)).any() and not again.damaged
+assert not list(store.folder.glob(".*"))
+subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+for change in (lambda: again.add(shards[8][:1], rows[:1]), lambda: remove(manifests(store.folder)[0])):
+    try:
+        change()
+    except StorageError as error:
+        print(error)
+again.touch()
+assert (Store(root, {"model": "m"}).rows(shards[0]).block(0, 1000) == 1).all()
+"""
+
+
+def test_full_and_read_only_disks_are_one_line_and_what_is_stored_is_kept(tmp_path):
+    """On a disk of 1 MB that only the child sees."""
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if shutil.which("unshare") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    command = ["unshare", "-rm", sys.executable, "-c", SMALL_DISK, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    full, added, removed = done.stdout.splitlines()
+    assert full.startswith(f"cannot write {tmp_path}/embeddings/")
+    assert full.endswith(" (no space left on device): free some space and run the same command again:"
+                         " what is finished is kept")  # fmt: skip
+    for line in (added, removed):
+        assert line.startswith(f"cannot write {tmp_path}/embeddings/")
+        assert line.endswith(" (read-only file system): make it writable or choose another folder")
+
+
 def test_half_written_shards_are_not_seen(tmp_path):
     store = Store(tmp_path, IDENTITY)
     store.add(keys("a"), rows(1))
@@ -280,6 +391,18 @@ def test_equal_content_gives_equal_bytes(tmp_path):
         {p.name: p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in ("one", "two")
     )
     assert one == two
+
+
+def test_a_shard_is_what_numpy_saves_and_other_rows_of_its_keys_are_another(tmp_path):
+    store = Store(tmp_path / "s", IDENTITY)
+    every = np.arange(24, dtype=np.float16).reshape(3, 8)
+    store.add(keys(*"abc"), every[:, ::-1])
+    (shard,) = store.folder.glob("*.npy")
+    np.save(tmp_path / "plain.npy", np.ascontiguousarray(every[:, ::-1]))
+    assert shard.read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    store.add(keys(*"abc"), every)
+    store.add(keys(*"abd"), every)
+    assert len(list(store.folder.glob("*.npy"))) == 3
 
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path):

@@ -141,6 +141,40 @@ def cache_gc(
         typer.echo(f"{len(found)} entries, {total}, would go: add --yes to remove them")
 
 
+@cache_app.command("push")
+def cache_push(
+    destination: Annotated[
+        str, typer.Argument(metavar="URL_OR_FOLDER", help="The cache to copy to, such as s3://bucket/cache.")
+    ],
+    model: OfModels = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Copy finished shards to a cache that others name with --shared-cache; exit with 1 where one is damaged.
+
+    Several may push at once; what is there already is not sent again.
+    """
+    from harness.cache import push, stores
+    from harness.hub import shown
+    from harness.remote import Remote
+
+    root = _root(cache_dir)
+    found = stores(root, model or "*")
+    if not found:
+        raise HarnessError(f"nothing to push: {root} has no store of model {model or '*'}")
+    damaged = False
+    for kept in found:
+        pushed = push(kept, Remote(destination))
+        typer.echo(
+            f"{kept.model} {kept.identity_id} ({kept.kind}): {pushed.sent:,} shards sent,"
+            f" {shown(pushed.bytes)}; {pushed.there:,} were there"
+        )
+        for manifest, fault in pushed.damaged.items():
+            damaged = True
+            typer.echo(f"    {manifest.with_suffix('.npy')}: {fault}, not sent")
+    if damaged:
+        raise typer.Exit(1)
+
+
 @cache_app.command("export")
 def cache_export(
     model: ModelName,
@@ -162,7 +196,12 @@ def cache_export(
     spec, given = catalog.model(model), options_of(model_arg)
     use_caches(cache_dir, shared_cache)
     options = EvalOptions(
-        data, out, files.cache_dir(), Protocol(split=split), shared_caches=files.shared_caches()
+        data,
+        out,
+        files.cache_dir(),
+        Protocol(split=split),
+        shared_caches=files.shared_caches(),
+        remote_caches=files.remote_caches(),
     )
     chosen = catalog.select(words(tasks), [])
     if not chosen:

@@ -200,6 +200,7 @@ def evaluate(
         output_dir=output_dir,
         cache_dir=files.cache_dir(),
         shared_caches=files.shared_caches(),
+        remote_caches=files.remote_caches(),
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),

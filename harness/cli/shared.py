@@ -49,11 +49,12 @@ CacheDir = Annotated[
     ),
 ]
 SharedCache = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--shared-cache",
-        envvar="HARNESS_SHARED_CACHE",
-        help="A cache of others, read after one's own and never written; repeatable.",
+        metavar="FOLDER_OR_URL",
+        help="A cache of others, read after one's own and never written; also s3://bucket/cache and other"
+        " URLs of fsspec; repeatable. Else $HARNESS_SHARED_CACHE.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
@@ -111,12 +112,12 @@ def usable_device(name: str, ranks: Ranks | None = None) -> str:
     return name
 
 
-def use_caches(own: Path | None, shared: Sequence[Path] | None = None) -> None:
+def use_caches(own: Path | None, shared: Sequence[str] | None = None) -> None:
     """Make these the caches of this process: tables of candidates are kept there too."""
     if own is not None:
         os.environ["HARNESS_CACHE"] = str(own)
     if shared:
-        os.environ["HARNESS_SHARED_CACHE"] = os.pathsep.join(map(str, shared))
+        os.environ["HARNESS_SHARED_CACHE"] = os.pathsep.join(shared)
 
 
 def size_in_bytes(size: str) -> int:
