@@ -151,6 +151,7 @@ def _evaluate_stages(
         protocol=board.protocol,
         engine=options.engine,
         shared_caches=files.shared_caches(),
+        remote_caches=files.remote_caches(),
     )
     outcomes = evaluate_stages(catalog, recipe, planned, options, board.tasks, evaluation, tell=say)
     print_board(catalog, board.suites, evaluation)

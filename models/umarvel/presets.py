@@ -13,6 +13,7 @@ _WEIGHTS: Settings = {
     **{"lora_rank": None, "train_vision": True, "gradient_checkpointing": False},
     **{"batch": 64, "epochs": 1000, "warmup": 0.15, "save_every": 25},
 }
+_PARTS: Settings = {"crop": 0.5}
 _MIXTURE: Settings = {
     "tasks": (
         "stamps/text-to-image-en,stamps/image-to-text-en,stamps/image-to-category,stamps/category-to-image"
@@ -28,14 +29,16 @@ TINY: Mapping[str, Settings] = {
     "cc3m": {
         **_ALL,
         **_WEIGHTS,
-        **{"tasks": "stamps/text-to-image-en", "learning_rate": 5e-4, "most_steps": 160},
+        **_PARTS,
+        **{"tasks": "stamps/text-to-image-en", "learning_rate": 5e-4, "most_steps": 400},
     },
-    "mbeir": {**_ALL, **_WEIGHTS, **_MIXTURE, "learning_rate": 3e-4, "most_steps": 100},
+    "mbeir": {**_ALL, **_WEIGHTS, **_PARTS, **_MIXTURE, "learning_rate": 3e-4, "most_steps": 120},
     "mine": {**_ALL, **_MIXTURE},
     "mine-local": {**_ALL, **_MIXTURE},
     "hard-negatives": {
         **_ALL,
         **_WEIGHTS,
+        **_PARTS,
         **_MIXTURE,
         **{"batch": 16, "learning_rate": 1e-4, "most_steps": 40, "threshold": 0.9},
     },
@@ -43,7 +46,7 @@ TINY: Mapping[str, Settings] = {
         **_BASE,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"init": "retriever", "batch": 16, "learning_rate": 3e-4, "most_steps": 80},
+        **{"init": "retriever", "batch": 16, "learning_rate": 1e-3, "most_steps": 200},
     },
     "score": {**_ALL, **_MIXTURE, "share": 0.3, "depth": 20, "weights": "*=1.0"},
     "distill": {
