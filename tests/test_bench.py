@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import bench
-from harness.bench import Peer, SearchSizes, Timing
+from harness.bench import Peer, SearchSizes, Timing, timing
+from harness.bench import search as bench_search
+from harness.bench.pools import pool_and_queries, unit
 from harness.cli import app
 from harness.registry import load_catalog
 from harness.run import Ragged, SearchRequest
@@ -81,19 +82,19 @@ def test_load(tmp_path, monkeypatch):
 
 def test_a_wrong_answer_is_seen(monkeypatch):
     rng = np.random.default_rng(0)
-    pool, queries = (bench._unit(rng.standard_normal((n, 8))).astype(np.float16) for n in (90, 4))
+    pool, queries = (unit(rng.standard_normal((n, 8))).astype(np.float16) for n in (90, 4))
     request = SearchRequest(ArrayRows(queries), ArrayRows(pool), 6, Ragged.of([()] * 4))
-    assert bench._as_brute_force(request)
+    assert bench_search._as_brute_force(request)
     found = search(request)
-    monkeypatch.setattr(bench, "search", lambda _: replace(found, rows=found.rows[:, ::-1]))
-    assert not bench._as_brute_force(request)
+    monkeypatch.setattr(bench_search, "search", lambda _: replace(found, rows=found.rows[:, ::-1]))
+    assert not bench_search._as_brute_force(request)
 
 
 def test_each_takes_its_turn_and_the_median_of_the_ratios_counts(monkeypatch):
     """Ours takes 1, 2 and 9 s, the peer 2 s each and three times that: ratios 1/6, 1/3 and 3/2."""
     clock, turns, lengths = [0.0], [], iter([1.0, 2.0, 9.0])
-    monkeypatch.setattr(bench.time, "process_time", lambda: clock[0])
-    monkeypatch.setattr(bench, "peak_gib", lambda call: math.nan)
+    monkeypatch.setattr(timing.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(timing, "peak_gib", lambda call: math.nan)
 
     def spend(name, seconds):
         turns.append(name)
@@ -108,7 +109,7 @@ def test_each_takes_its_turn_and_the_median_of_the_ratios_counts(monkeypatch):
 
 
 def test_the_ascending_pool_ascends():
-    with bench.pool_and_queries(SearchSizes(500, 32, 3, order="ascending"), None) as (pool, queries):
+    with pool_and_queries(SearchSizes(500, 32, 3, order="ascending"), None) as (pool, queries):
         scores = pool.block(0, 500).astype(float) @ queries.astype(float).T
     first, last = scores[:250].mean(0), scores[250:].mean(0)
     assert (last > first + 0.1).all()

@@ -1,0 +1,30 @@
+"""Speed on this machine: search, encoding, metrics and loading beside what people use instead.
+
+Every comparison takes turns in one process; the ratio is the median of the rounds' ratios, ours divided
+by theirs. With one thread the seconds are the process's CPU seconds, which other programs on the
+machine hardly touch; with more, they are of the clock.
+"""
+
+from __future__ import annotations
+
+from .encoding import EncodeSizes, bench_encode
+from .galleries import bench_galleries
+from .loading import bench_load
+from .metrics import bench_metrics
+from .pools import SearchSizes
+from .search import bench_search
+from .timing import Peer, Row, Timing, threads
+
+__all__ = [
+    "EncodeSizes",
+    "Peer",
+    "Row",
+    "SearchSizes",
+    "Timing",
+    "bench_encode",
+    "bench_galleries",
+    "bench_load",
+    "bench_metrics",
+    "bench_search",
+    "threads",
+]
