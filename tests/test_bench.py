@@ -66,8 +66,22 @@ def test_without_faiss_one_line_says_so_and_the_others_run(monkeypatch):
 def test_encode(tmp_path):
     spec = load_catalog().model("minilm")
     given = [f"--model-arg={key}={value}" for key, value in spec.tiny(tmp_path).items()]
-    (row,) = rows("encode", "-m", "minilm", *given, "--items", "40", "--rounds", "1")
-    assert row["identical"]
+    found = rows("encode", "-m", "minilm", *given, "--items", "40", "--rounds", "1")
+    assert [row["identical"] for row in found] == [True, True]
+
+
+def test_evaluations_of_texts_agree(tmp_path):
+    path = load_catalog().model("sentence-transformers").tiny(tmp_path)["path"]
+    found = rows("eval", "texts", "--path", path, "--queries", "20", "--pool", "60", "--threads", "1")
+    assert {row["case"].rpartition(", ")[2] for row in found} == {"cold", "warm"}
+    assert any("sentence-transformers" in row["peer"] for row in found)
+    assert all(row["identical"] for row in found)
+
+
+def test_evaluations_of_pictures_agree(tmp_path):
+    path = load_catalog().model("clip").tiny(tmp_path)["pretrained"]
+    found = rows("eval", "pictures", "--path", path, "--queries", "9", "--pool", "16", "--threads", "1")
+    assert all(row["identical"] for row in found)
 
 
 def test_metrics():

@@ -8,6 +8,8 @@ machine hardly touch; with more, they are of the clock.
 from __future__ import annotations
 
 from .encoding import EncodeSizes, bench_encode
+from .evaluation import Model, bench_evaluation, write_drawn, write_pictures, write_texts
+from .evaluators import OpenClip, sentence_model, write_open_clip
 from .galleries import bench_galleries
 from .loading import bench_load
 from .metrics import bench_metrics
@@ -17,14 +19,22 @@ from .timing import Peer, Row, Timing, threads
 
 __all__ = [
     "EncodeSizes",
+    "Model",
+    "OpenClip",
     "Peer",
     "Row",
     "SearchSizes",
     "Timing",
     "bench_encode",
+    "bench_evaluation",
     "bench_galleries",
     "bench_load",
     "bench_metrics",
     "bench_search",
+    "sentence_model",
     "threads",
+    "write_drawn",
+    "write_open_clip",
+    "write_pictures",
+    "write_texts",
 ]

