@@ -85,7 +85,16 @@ def test_evaluations_of_pictures_agree(tmp_path):
 
 
 def test_metrics():
-    assert [row["identical"] for row in rows("metrics", "--queries", "50", "--rounds", "1")] == [True, True]
+    found = rows("metrics", "--queries", "50", "--rounds", "1")
+    assert all(row["identical"] for row in found)
+    peers = [row["peer"] for row in found]
+    assert {"pytrec_eval evaluate", "ir-measures evaluate"} < set(peers)
+    assert sum("numpy loop" in peer for peer in peers) == 3
+
+
+def test_start():
+    found = rows("start", "--rounds", "1")
+    assert {row["case"] for row in found} == {"harness --help", "harness list models"}
 
 
 def test_load(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from .evaluation import Model, bench_evaluation, write_drawn, write_pictures, wr
 from .evaluators import OpenClip, sentence_model, write_open_clip
 from .galleries import bench_galleries
 from .loading import bench_load
-from .metrics import bench_metrics
+from .metrics import bench_intervals, bench_metrics
 from .pools import SearchSizes
 from .search import bench_search
+from .start import bench_start
 from .timing import Peer, Row, Timing, threads
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "bench_encode",
     "bench_evaluation",
     "bench_galleries",
+    "bench_intervals",
     "bench_load",
     "bench_metrics",
     "bench_search",
+    "bench_start",
     "sentence_model",
     "threads",
     "write_drawn",

@@ -162,11 +162,22 @@ def bench_metrics(
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Eleven metrics beside pytrec_eval."""
-    from harness.bench import Timing
-    from harness.bench import bench_metrics as measure
+    """Eleven metrics and the intervals of three, beside pytrec_eval, ir-measures, ranx and numpy."""
+    from harness import bench
 
-    _show(measure(queries, Timing(rounds)), as_json)
+    for module in ("ir_measures", "ranx"):
+        _note_missing(module, "umr-harness[bench]")
+    timing = bench.Timing(rounds)
+    _show([*bench.bench_metrics(queries, timing), *bench.bench_intervals(queries, timing)], as_json)
+
+
+@bench_app.command("start")
+def bench_start(rounds: Rounds = 5, as_json: AsJson = False) -> None:
+    """Starting the command line beside importing torch, MTEB and sentence-transformers."""
+    from harness.bench import Timing
+    from harness.bench import bench_start as measure
+
+    _show(measure(Timing(rounds)), as_json)
 
 
 @bench_app.command("load")
