@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness.bench import Peer, SearchSizes, Timing, timing
+from harness.bench import Peer, SearchSizes, Timing, start, timing
 from harness.bench import search as bench_search
 from harness.bench.pools import pool_and_queries, unit
 from harness.cli import app
@@ -92,9 +92,15 @@ def test_metrics():
     assert sum("numpy loop" in peer for peer in peers) == 3
 
 
-def test_start():
-    found = rows("start", "--rounds", "1")
-    assert {row["case"] for row in found} == {"harness --help", "harness list models"}
+def test_start(monkeypatch):
+    ran = []
+    monkeypatch.setattr(start, "_python", ran.append)
+    monkeypatch.setattr(timing, "peak_gib", lambda call: call() or math.nan)
+    found = start.bench_start(Timing(1, threads=2))
+    assert {row.case for row in found} == {"harness --help", "harness list models"}
+    assert {"import torch", start._LIBRARIES} < set(ran)
+    monkeypatch.undo()
+    start._python(next(code for code in ran if "--help" in code))
 
 
 def test_load(tmp_path, monkeypatch):

@@ -22,8 +22,26 @@ def test_products_are_those_of_float64(bias):
             torch.testing.assert_close(model(x), exact(x.double()).float(), rtol=1e-5, atol=1e-6)
 
 
-def test_other_types_and_kinds_of_layers_keep_their_own_products():
-    half, attention = torch.nn.Linear(4, 4, dtype=torch.bfloat16), torch.nn.MultiheadAttention(8, 2)
-    quicken(torch.nn.ModuleList([half, attention]))
+@pytest.mark.parametrize("mask", [None, "float", "bool"])
+def test_self_attention_is_torchs_own(mask):
+    torch.manual_seed(0)
+    layer = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    x = torch.randn(3, 5, 16)
+    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    shown = {None: None, "bool": hidden, "float": torch.zeros(5, 5).masked_fill(hidden, -torch.inf)}[mask]
+    with torch.inference_mode():
+        expected = layer(x, x, x, need_weights=False, attn_mask=shown)[0]
+        crossed, weights = layer(x, x.flip(1), x, attn_mask=shown)
+        quicken(layer)
+        assert "forward" in vars(layer)
+        torch.testing.assert_close(layer(x, x, x, need_weights=False, attn_mask=shown)[0], expected)
+        again = layer(x, x.flip(1), x, attn_mask=shown)
+        torch.testing.assert_close(again, (crossed, weights))
+
+
+def test_other_types_keep_their_own_products():
+    half, training = torch.nn.Linear(4, 4, dtype=torch.bfloat16), torch.nn.MultiheadAttention(8, 2)
+    quicken(torch.nn.ModuleList([half, training]))
     assert "forward" not in vars(half)
-    assert "forward" not in vars(attention.out_proj)
+    assert "forward" not in vars(training)
+    assert "forward" not in vars(training.out_proj)
