@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def quicken(model: nn.Module) -> None:
-    """Let the float32 linear and self-attention layers of a model on a CPU multiply by oneDNN. The model
-    can no longer be trained."""
+    """Let the float32 linear and self-attention layers of a model on a CPU multiply by onednn. The model
+    can no longer be trained. Nothing happens under `torch.backends.mkldnn.flags(enabled=False)`."""
     import torch
 
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    onednn = torch.backends.mkldnn
+    if not (onednn.is_available() and onednn.enabled):  # type: ignore[no-untyped-call]
         return
     for layer in model.modules():
         weight = next(layer.parameters(recurse=False), None)

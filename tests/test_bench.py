@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness.bench import Peer, SearchSizes, Timing, start, timing
+from harness.bench import Peer, Row, SearchSizes, Timing, full_shape, start, timing
 from harness.bench import search as bench_search
+from harness.bench.growth import exponent
+from harness.bench.plots import goal
 from harness.bench.pools import pool_and_queries, unit
 from harness.cli import app
 from harness.registry import load_catalog
@@ -67,7 +69,7 @@ def test_encode(tmp_path):
     spec = load_catalog().model("minilm")
     given = [f"--model-arg={key}={value}" for key, value in spec.tiny(tmp_path).items()]
     found = rows("encode", "-m", "minilm", *given, "--items", "40", "--rounds", "1")
-    assert [row["identical"] for row in found] == [True, True]
+    assert [row["identical"] for row in found] == [True] * 4
 
 
 def test_evaluations_of_texts_agree(tmp_path):
@@ -101,6 +103,49 @@ def test_start(monkeypatch):
     assert {"import torch", start._LIBRARIES} < set(ran)
     monkeypatch.undo()
     start._python(next(code for code in ran if "--help" in code))
+
+
+def test_the_exponent_is_the_slope_of_the_logarithms():
+    """3 n^1.5 at 1, 4 and 16 is 3, 24 and 192."""
+    assert exponent([1, 4, 16], [3, 24, 192]) == pytest.approx(1.5)
+
+
+def test_growth_and_its_plot(tmp_path):
+    spec = load_catalog().model("minilm")
+    given = [f"--model-arg={key}={value}" for key, value in spec.tiny(tmp_path / "tiny").items()]
+    sizes = [part for name in ("items", "pool", "rankings", "lines") for part in (f"--{name}", "20")]
+    done = CliRunner().invoke(
+        app, ["bench", "growth", "-m", "minilm", *given, *sizes, "--rounds", "1", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    grown = json.loads(done.stdout)["growth"]
+    assert [each["sizes"] for each in grown] == [[20, 80, 320]] * 4
+    file = tmp_path / "growth.json"
+    file.write_text(done.stdout)
+    assert CliRunner().invoke(app, ["bench", "plot", str(file)]).exit_code == 0
+    assert grown[0]["case"] in file.with_suffix(".svg").read_text()
+
+
+def test_rows_are_drawn_with_their_goals(tmp_path):
+    row = Row("evaluate 2 queries × 3, m, 1 thread, cold", 1.0, "mteb.evaluate", 2.0, 0.5, True, 0.1, 0.2, "")
+    assert goal(row) == 0.6
+    assert goal(replace(row, case=row.case.replace("cold", "warm"))) == 0.05
+    assert goal(replace(row, case="something else")) is None
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([asdict(row)]))
+    assert CliRunner().invoke(app, ["bench", "plot", str(file)]).exit_code == 0
+    assert "mteb.evaluate" in file.with_suffix(".svg").read_text()
+    file.write_text("[1]")
+    assert "rows.json is not what" in str(CliRunner().invoke(app, ["bench", "plot", str(file)]).exception)
+
+
+def test_a_slice_is_scaled_to_the_full_shape():
+    """Half of all queries and a third of all candidates: six times the slice."""
+    row = Row("search", 2.0, "faiss", 3.0, 2 / 3, True, 0.1, 1.0, "a product")
+    (whole,) = full_shape([row], SearchSizes(5_609_079 // 3, queries=190_573 // 2))
+    assert (whole.ours_s, whole.peer_s, whole.floor_s) == pytest.approx((12.0, 18.0, 6.0), rel=1e-4)
+    assert whole.ratio == row.ratio
+    assert "2 s × (190,573 / 95,286) × (5,609,079 / 1,869,693) = 0.00333 h" in whole.case
 
 
 def test_load(tmp_path, monkeypatch):

@@ -45,3 +45,10 @@ def test_other_types_keep_their_own_products():
     assert "forward" not in vars(half)
     assert "forward" not in vars(training)
     assert "forward" not in vars(training.out_proj)
+
+
+def test_torchs_own_switch_is_heeded():
+    layer = torch.nn.Linear(4, 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        quicken(layer)
+    assert "forward" not in vars(layer)

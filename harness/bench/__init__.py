@@ -10,7 +10,9 @@ from __future__ import annotations
 from .encoding import EncodeSizes, bench_encode
 from .evaluation import Model, bench_evaluation, write_drawn, write_pictures, write_texts
 from .evaluators import OpenClip, sentence_model, write_open_clip
+from .full_shape import full_shape
 from .galleries import bench_galleries
+from .growth import Growth, GrowthSizes, bench_growth
 from .loading import bench_load
 from .metrics import bench_intervals, bench_metrics
 from .pools import SearchSizes
@@ -20,6 +22,8 @@ from .timing import Peer, Row, Timing, threads
 
 __all__ = [
     "EncodeSizes",
+    "Growth",
+    "GrowthSizes",
     "Model",
     "OpenClip",
     "Peer",
@@ -29,11 +33,13 @@ __all__ = [
     "bench_encode",
     "bench_evaluation",
     "bench_galleries",
+    "bench_growth",
     "bench_intervals",
     "bench_load",
     "bench_metrics",
     "bench_search",
     "bench_start",
+    "full_shape",
     "sentence_model",
     "threads",
     "write_drawn",

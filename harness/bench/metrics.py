@@ -18,6 +18,7 @@ from harness.statistics import RESAMPLES, mean_ci
 from .timing import Peer, Row, Timing, optional
 
 Values = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int32]
 _DRAWN = 1000
 """Resamples that the loop draws, and is scaled from."""
 
@@ -61,12 +62,10 @@ def bench_metrics(queries: int, timing: Timing, *, depth: int = 50) -> list[Row]
     scorers = _scorers()
     if not scorers or not scorers[0].name.startswith("pytrec"):
         raise HarnessError("bench metrics compares with pytrec_eval: pip install pytrec-eval-terrier")
-    rows, indptr, positives = _rankings(queries, depth)
-    grade = np.ones(len(positives), dtype=np.int64)
+    rows, indptr, positives = rankings(queries, depth)
 
     def ours() -> list[float]:
-        places = ranks_in_list(indptr, positives, grade=grade, rows=rows)
-        return [float(metric(places).mean()) for metric in METRICS]
+        return means_of(rows, indptr, positives)
 
     def dictionaries() -> tuple[Qrels, Listed]:
         relevant: Qrels = {str(q): {} for q in range(queries)}
@@ -104,6 +103,12 @@ def bench_metrics(queries: int, timing: Timing, *, depth: int = 50) -> list[Row]
         identical=lambda: all(np.allclose(ours(), each, rtol=0, atol=1e-9) for each in means),
         floor=floor,
     )
+
+
+def means_of(rows: Rows, indptr: npt.NDArray[np.int64], positives: Rows) -> list[float]:
+    """The means of our metrics from ranked lists, [Q, depth], and the positives of each query."""
+    places = ranks_in_list(indptr, positives, grade=np.ones(len(positives), np.int64), rows=rows)
+    return [float(metric(places).mean()) for metric in METRICS]
 
 
 def _named(names: Mapping[str, str]) -> list[str]:
@@ -149,7 +154,7 @@ def bench_intervals(queries: int, timing: Timing, *, resamples: int = RESAMPLES)
     """The bootstrap interval of a mean over `queries`, of a metric with few and one with many distinct
     values, beside a loop in numpy that draws the queries. `identical`: both ends within half a standard
     error, some six times what 1,000 draws leave to chance."""
-    rows, indptr, positives = _rankings(queries, 50)
+    rows, indptr, positives = rankings(queries, 50)
     places = ranks_in_list(indptr, positives, grade=np.ones(len(positives), np.int64), rows=rows)
     found = []
     for metric in (Hit(10), MRR(50), Recall(10)):
@@ -180,9 +185,7 @@ def bench_intervals(queries: int, timing: Timing, *, resamples: int = RESAMPLES)
     return found
 
 
-def _rankings(
-    queries: int, depth: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def rankings(queries: int, depth: int = 50) -> tuple[Rows, npt.NDArray[np.int64], Rows]:
     """Distinct candidates in every list, one to five positives a query, about half of them found."""
     rng = np.random.default_rng(0)
     rows = (rng.integers(0, 1000, (queries, 1)) + np.arange(depth) * 7919) % 100_000

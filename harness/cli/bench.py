@@ -43,6 +43,10 @@ def bench_search(
     on_disk: Annotated[
         Path | None, typer.Option(help="Stream the pool from a file in this folder, removed afterwards.")
     ] = None,
+    full_shape: Annotated[
+        bool,
+        typer.Option("--full-shape", help="Scale the times to M-BEIR's global search, with the arithmetic."),
+    ] = False,
     search_memory: Annotated[str, typer.Option(help="Budget for tiles and running results.")] = "1G",
     rounds: Rounds = 3,
     threads: Threads = 1,
@@ -55,6 +59,7 @@ def bench_search(
     from harness.bench import SearchSizes, Timing
     from harness.bench import bench_galleries as galleries
     from harness.bench import bench_search as measure
+    from harness.bench import full_shape as scaled
 
     memory = size_in_bytes(search_memory)
     sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory)
@@ -62,10 +67,8 @@ def bench_search(
     if on_disk is not None and not on_disk.is_dir():
         raise HarnessError(f"--on-disk {on_disk} is no folder")
     _note_missing("faiss", "umr-harness[faiss]")
-    _show(
-        galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk),
-        as_json,
-    )
+    rows = galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk)
+    _show(scaled(rows, sizes) if full_shape else rows, as_json)
 
 
 @bench_app.command("encode")
@@ -191,6 +194,59 @@ def bench_load(
     from harness.bench import bench_load as measure
 
     _show(measure(lines, Timing(rounds)), as_json)
+
+
+@bench_app.command("growth")
+def bench_growth(
+    model: ModelName,
+    model_arg: ModelArgs = None,
+    items: Annotated[int, typer.Option(min=8, help="Texts to encode, at the least.")] = 500,
+    pool: Annotated[int, typer.Option(min=8, help="Candidates to search, at the least.")] = 25_000,
+    rankings: Annotated[int, typer.Option(min=8, help="Rankings to score, at the least.")] = 12_500,
+    lines: Annotated[int, typer.Option(min=8, help="Lines to load, at the least.")] = 12_500,
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """How cost grows: encoding, search, metrics and loading at 1, 4 and 16 times a size."""
+    from dataclasses import asdict
+
+    from harness.bench import GrowthSizes, Timing
+    from harness.bench import bench_growth as measure
+
+    sizes = GrowthSizes(items, pool, rankings, lines)
+    grown = measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads))
+    if as_json:
+        typer.echo(json.dumps({"growth": [asdict(each) for each in grown]}, indent=2, ensure_ascii=False))
+        return
+    for each in grown:
+        steps = ", ".join(
+            f"{n:,} {each.unit} {s:.3g} s" for n, s in zip(each.sizes, each.seconds, strict=True)
+        )
+        typer.echo(f"{each.case}: {steps}; exponent {each.exponent:.2f}")
+
+
+@bench_app.command("plot")
+def bench_plot(
+    files: Annotated[list[Path], typer.Argument(help="What --json printed, in files.")],
+) -> None:
+    """Draw measured rows: FILE.svg beside each FILE.json, with the goals."""
+    from harness.bench import Growth, Row
+    from harness.bench.plots import growth, ratios
+    from harness.files import write_atomic
+
+    for file in files:
+        try:
+            found = json.loads(file.read_text())
+            if isinstance(found, dict):
+                plot = growth(file.stem, [Growth(**each) for each in found["growth"]])
+            else:
+                plot = ratios(file.stem, [Row(**each) for each in found])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise HarnessError(f"{file} is not what 'harness bench … --json' prints: {error}") from error
+        place = file.with_suffix(".svg")
+        write_atomic(place, lambda out, plot=plot: out.write(plot.svg().encode()))  # type: ignore[misc]
+        typer.echo(place)
 
 
 def _note_missing(module: str, package: str) -> None:
