@@ -96,13 +96,13 @@ def test_metrics():
 
 def test_start(monkeypatch):
     ran = []
-    monkeypatch.setattr(start, "_python", ran.append)
+    monkeypatch.setattr(start, "run_python", ran.append)
     monkeypatch.setattr(timing, "peak_gib", lambda call: call() or math.nan)
     found = start.bench_start(Timing(1, threads=2))
     assert {row.case for row in found} == {"harness --help", "harness list models"}
-    assert {"import torch", start._LIBRARIES} < set(ran)
+    assert {"import torch", start.LIBRARIES} < set(ran)
     monkeypatch.undo()
-    start._python(next(code for code in ran if "--help" in code))
+    start.run_python(next(code for code in ran if "--help" in code))
 
 
 def test_the_exponent_is_the_slope_of_the_logarithms():
