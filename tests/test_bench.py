@@ -102,6 +102,8 @@ def test_a_task_without_pictures_is_one_line(tmp_path):
     given = ("--tasks", "stamps/image-to-text-en", "--data", str(tmp_path / "data"))
     done = CliRunner().invoke(app, ["bench", "eval", "pictures", "--path", path, *given])
     assert "is no picture: name another task" in str(done.exception)
+    done = CliRunner().invoke(app, ["bench", "eval", "pictures", "--path", path, "--tasks", "stamps/*"])
+    assert "tasks: name one" in str(done.exception)
 
 
 def test_metrics():

@@ -154,7 +154,9 @@ def _collection(catalog: Catalog, task: str, data: Path) -> Collection:
     from harness.evaluate import require_data
     from harness.task import Protocol
 
-    (chosen,) = catalog.select([task], [])
+    chosen, *more = catalog.select([task], [])
+    if more:
+        raise HarnessError(f"--tasks {task!r} means {len(more) + 1} tasks: name one")
     require_data([chosen], data, Protocol())
     return chosen.load(data, Protocol())
 
