@@ -26,6 +26,7 @@ from harness.model import ModelSpec, library_versions, options
 
 from .checkpoint import find, unreachable
 from .fusion import ALL_MODALITIES, Layout, frames_asked, fuse, stacked, summed_cost, take_apart
+from .onednn import quicken
 from .text_encoder import checked_dtype
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class ClipEmbedder:
             raise CheckpointMissing(
                 f"{weights} does not hold weights of {frontend.architecture}: {reason}"
             ) from error
+        quicken(self.model)
 
     def embed(self, batch: dict[str, Any]) -> Tensor:
         """[B, D] float32 unit rows."""

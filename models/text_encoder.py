@@ -15,6 +15,8 @@ from harness.compat import allow_torchvision
 from harness.digest import digest, file_digest
 from harness.errors import CheckpointMissing, UnknownName
 
+from .onednn import quicken
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -129,6 +131,7 @@ class TextEncoder:
         except (OSError, ValueError) as error:
             raise CheckpointMissing(f"the sentence encoder in {folder} cannot be loaded: {error}") from error
         self.model = model.to(device).eval()
+        quicken(self.model)
 
     def encode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """[B, D] float32 unit rows: the mean of the last hidden states over the real tokens, as

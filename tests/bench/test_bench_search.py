@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.bench import Peer, SearchSizes, Timing, bench_galleries, bench_search, pool_and_queries, threads
+from harness.bench import Peer, SearchSizes, Timing, bench_galleries, bench_search, threads
+from harness.bench.pools import pool_and_queries
 from harness.run import Ragged, SearchRequest
 from harness.search import ArrayRows, search
 

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.bench import Timing, bench_load, opened, write_pool
+from harness.bench import Timing, bench_load
+from harness.bench.loading import opened, write_pool
 
 ROWS = round(20_000 * float(os.environ.get("BENCH_SIZE", "1")))
 

@@ -1,0 +1,49 @@
+"""Speed on this machine: search, encoding, metrics and loading beside what people use instead.
+
+Every comparison takes turns in one process; the ratio is the median of the rounds' ratios, ours divided
+by theirs. With one thread the seconds are the process's CPU seconds, which other programs on the
+machine hardly touch; with more, they are of the clock.
+"""
+
+from __future__ import annotations
+
+from .encoding import EncodeSizes, bench_encode
+from .evaluation import Model, bench_evaluation, write_drawn, write_pictures, write_texts
+from .evaluators import OpenClip, sentence_model, write_open_clip
+from .full_shape import full_shape
+from .galleries import bench_galleries
+from .growth import Growth, GrowthSizes, bench_growth
+from .loading import bench_load
+from .metrics import bench_intervals, bench_metrics
+from .pools import SearchSizes
+from .search import bench_search
+from .start import bench_start
+from .timing import Peer, Row, Timing, threads
+
+__all__ = [
+    "EncodeSizes",
+    "Growth",
+    "GrowthSizes",
+    "Model",
+    "OpenClip",
+    "Peer",
+    "Row",
+    "SearchSizes",
+    "Timing",
+    "bench_encode",
+    "bench_evaluation",
+    "bench_galleries",
+    "bench_growth",
+    "bench_intervals",
+    "bench_load",
+    "bench_metrics",
+    "bench_search",
+    "bench_start",
+    "full_shape",
+    "sentence_model",
+    "threads",
+    "write_drawn",
+    "write_open_clip",
+    "write_pictures",
+    "write_texts",
+]

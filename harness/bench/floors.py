@@ -1,0 +1,50 @@
+"""What embedding cannot go below: the model alone, on batches without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.content import Item
+from harness.encode import batches
+from harness.model import Embedder, Frontend
+
+from .timing import Timing
+
+_TIMED = 512
+"""Items that are embedded to see how long all would take."""
+
+
+def embedding_floor(
+    items: Sequence[Item], frontend: Frontend, embedder: Embedder, batch_tokens: int, timing: Timing
+) -> tuple[float, str]:
+    """Seconds of embedding alone, scaled from a part of the items to all, and how that was found."""
+    part = items[:: max(1, len(items) // _TIMED)]
+    every, costs = (np.array([frontend.cost(item) for item in some]) for some in (items, part))
+    planned = batches(costs, batch_tokens)
+    prepared = [frontend.prepare([part[i] for i in batch]) for batch in planned]
+    flop = _flop(prepared, embedder)
+    taken = timing.seconds(lambda: [embedder.embed(batch) for batch in prepared])
+    padded = sum(len(batch) * int(costs[batch].max()) for batch in planned)
+    scale = int(every.sum()) / padded
+    said = f"{flop * scale:.2e} FLOP, embedding alone at {flop / taken / 1e9:.0f} GFLOP/s"
+    return taken * scale, f"{said} without padding, scaled from {len(part):,} items"
+
+
+def _flop(prepared: Sequence[Any], embedder: Embedder) -> int:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    known = {torch.ops.mkldnn._linear_pointwise: _linear} if there else {}
+    with FlopCounterMode(display=False, custom_mapping=known) as mode:
+        for batch in prepared:
+            embedder.embed(batch)
+    return int(mode.get_total_flops())
+
+
+def _linear(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
+    """Of a product [..., I] by [O, I], from their shapes."""
+    return int(2 * np.prod(x) * weight[0])
