@@ -31,7 +31,6 @@ LAYERS = [
     {"report"},
     {"testing"},
     {"audit", "bench", "doctor"},
-    {"bench_media"},
     {"cli"},
 ]
 HEAVY = {

@@ -170,7 +170,10 @@ def test_a_slice_is_scaled_to_the_full_shape():
 
 def test_load(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    assert [row["identical"] for row in rows("load", "--lines", "60", "--rounds", "1")] == [True, True]
+    small = ("--lines", "60", "--stored", "50", "--pictures", "1", "--rounds", "1")
+    found = rows("load", *small)
+    assert {row["case"].partition(" ")[0] for row in found} == {"table", "store", "prepared", "decoded"}
+    assert all(row["identical"] for row in found)
     assert not list(tmp_path.iterdir())  # the measured cache is another
 
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from harness import bench_media
-from harness.bench import Timing
-from harness.bench_media import ImageSizes, StoreSizes, bench_images, bench_store
+from harness.bench import Timing, pictures
+from harness.bench.pictures import ImageSizes, bench_images
+from harness.bench.storing import StoreSizes, bench_store
 from harness.errors import HarnessError
 from harness.registry import load_catalog
 from harness.store import StoredRows
@@ -44,13 +44,13 @@ def test_pictures_are_those_of_pillow_and_of_transformers():
 def test_without_photographs_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HarnessError, match=r"from scikit-image: pip install 'umr-harness\[demo\]'"):
-        bench_media._photographs()
+        pictures._photographs()
 
 
 @pytest.mark.parametrize("off", [1, 200])
 def test_other_grey_levels_are_seen(monkeypatch, off, tmp_path):
-    path = bench_media._collage(tmp_path / "p.jpg", (500, 460), 0)
-    exact = bench_media._exact
-    monkeypatch.setattr(bench_media, "_exact", lambda paths: [seen ^ np.uint8(off) for seen in exact(paths)])
-    assert not bench_media._alike(bench_media._exact, bench_media._by_pillow, [path], 0.0)
-    assert bench_media._alike(bench_media._exact, bench_media._by_pillow, [path], 1.5) == (off == 1)
+    path = pictures._collage(tmp_path / "p.jpg", (500, 460), 0)
+    exact = pictures._exact
+    monkeypatch.setattr(pictures, "_exact", lambda paths: [seen ^ np.uint8(off) for seen in exact(paths)])
+    assert not pictures._alike(pictures._exact, pictures._by_pillow, [path], 0.0)
+    assert pictures._alike(pictures._exact, pictures._by_pillow, [path], 1.5) == (off == 1)

@@ -1,4 +1,4 @@
-"""Speed on this machine: search, encoding, metrics and loading beside what people use instead.
+"""Speed on this machine: search, encoding, metrics, loading and storing beside what people use instead.
 
 Every comparison takes turns in one process; the ratio is the median of the rounds' ratios, ours divided
 by theirs. With one thread the seconds are the process's CPU seconds, which other programs on the
@@ -15,30 +15,36 @@ from .galleries import bench_galleries
 from .growth import Growth, GrowthSizes, bench_growth
 from .loading import bench_load
 from .metrics import bench_intervals, bench_metrics
+from .pictures import ImageSizes, bench_images
 from .pools import SearchSizes
 from .search import bench_search
 from .start import bench_start
+from .storing import StoreSizes, bench_store
 from .timing import Peer, Row, Timing, threads
 
 __all__ = [
     "EncodeSizes",
     "Growth",
     "GrowthSizes",
+    "ImageSizes",
     "Model",
     "OpenClip",
     "Peer",
     "Row",
     "SearchSizes",
+    "StoreSizes",
     "Timing",
     "bench_encode",
     "bench_evaluation",
     "bench_galleries",
     "bench_growth",
+    "bench_images",
     "bench_intervals",
     "bench_load",
     "bench_metrics",
     "bench_search",
     "bench_start",
+    "bench_store",
     "full_shape",
     "sentence_model",
     "threads",

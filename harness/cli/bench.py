@@ -188,14 +188,26 @@ def bench_start(rounds: Rounds = 5, as_json: AsJson = False) -> None:
 @bench_app.command("load")
 def bench_load(
     lines: Annotated[int, typer.Option(min=1, help="Lines of the pool file.")] = 200_000,
+    stored: Annotated[int, typer.Option(min=1, help="Rows of 768 dimensions to store.")] = 131_072,
+    pictures: Annotated[int, typer.Option(min=1, help="JPEGs of each size.")] = 8,
+    on_disk: Annotated[Path | None, typer.Option(help="Store in this folder, removed afterwards.")] = None,
     rounds: Rounds = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Making a table of a pool file, and opening it again, beside json.loads line by line."""
-    from harness.bench import Timing
+    """A pool file's table beside json.loads, the store beside the disk alone, pictures beside Pillow and
+    transformers' processor.
+
+    The store is timed by the clock, which alone shows what a disk does.
+    """
+    from harness.bench import ImageSizes, StoreSizes, Timing, bench_images, bench_store
     from harness.bench import bench_load as measure
 
-    _show(measure(lines, Timing(rounds)), as_json)
+    if on_disk is not None and not on_disk.is_dir():
+        raise HarnessError(f"--on-disk {on_disk} is no folder")
+    sizes = StoreSizes(rows=stored)
+    rows = [*measure(lines, Timing(rounds)), *bench_store(sizes, Timing(rounds, threads=2), folder=on_disk)]
+    rows += bench_images(installed().model("umarvel"), ImageSizes(count=pictures), Timing(rounds))
+    _show(rows, as_json)
 
 
 @bench_app.command("growth")
