@@ -23,19 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.content import Image, Item, Video
-from harness.encode import (
-    Budget,
-    Embedded,
-    ItemSource,
-    Planned,
-    Prepared,
-    Work,
-    brief,
-    embed_prepared,
-    worker_died,
-)
-from harness.errors import DataMissing, HarnessError
+from harness.device import Budget, Embedded, Runner, at_work, brief
+from harness.encode import Planned, Work
+from harness.errors import DataMissing, DeviceLost, HarnessError
 from harness.model import Embedder, Frontend, full_identity
+from harness.workers import ItemSource, Prepared, worker_died
 
 ATTEMPTS = 3
 """So often a batch, or the start of a worker, may lose its worker before that is an error."""
@@ -63,6 +55,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._embedding = threading.Lock()
+        self._device = "cpu"
         self._pool: ProcessPoolExecutor | None = None
         self._frontend: Frontend | None = None
         self._embedder: Embedder | None = None
@@ -75,7 +68,7 @@ class Worker:
 
         if device == "cpu":
             torch.set_num_threads(threads)
-        self._frontend = frontend
+        self._device, self._frontend = device, frontend
         self._embedder = frontend.load(device)
         if workers:
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (frontend,))
@@ -96,10 +89,13 @@ class Worker:
                 raise worker_died(error) from None
         _require_media([items[i] for i in prepared.broken])
         budget = Budget(tokens)
-        with self._embedding:
-            source = ItemSource(items, self._frontend)
-            embedded = embed_prepared(prepared, source, self._embedder, budget, costs, check)
-        return Done(embedded, budget.tokens)
+        runner = Runner(self._embedder, ItemSource(items, self._frontend), budget, costs, check)
+        with at_work(self._device):
+            with self._embedding:
+                flight = runner.launch(prepared)
+                embedded = runner.land(flight) if flight.error else None
+            # another batch is launched while this one is under way
+            return Done(embedded or runner.land(flight), budget.tokens)
 
 
 _held: Frontend
@@ -253,11 +249,13 @@ class Cluster:
                 yield _placed(done.embedded, planned)
 
     def _answer(self, ref: Any) -> Any:
-        """What a worker answered. Raises what it raised, or _Lost where it is gone."""
+        """What a worker answered. Raises what it raised, or _Lost where it or its device is gone."""
         errors = _ray().exceptions
         try:
             return _ray().get(ref)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, DeviceLost):
+                raise _Lost(str(error.cause)) from error
             raise _failure(error) from error
         except errors.RayError as error:
             raise _Lost(_line(error)) from error

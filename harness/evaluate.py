@@ -18,6 +18,7 @@ import numpy as np
 from harness import __version__
 from harness.collection import Collection, checked
 from harness.content import Candidate, Item, Query, item, modality
+from harness.device import at_work
 from harness.digest import Digests, digest, file_digest
 from harness.encode import (
     Engine,
@@ -32,6 +33,7 @@ from harness.encode import (
 from harness.errors import (
     CheckpointMissing,
     DataMissing,
+    DeviceLost,
     HarnessError,
     NoSuchInstruction,
     ResultConflict,
@@ -293,8 +295,9 @@ def evaluate(
     outcomes = []
     for task in tasks:
         try:
-            outcomes.append(one(session, job, task))
-        except (StorageError, CheckpointMissing):
+            with at_work(options.engine.device):
+                outcomes.append(one(session, job, task))
+        except (StorageError, CheckpointMissing, DeviceLost):
             raise
         except HarnessError as error:
             said = str(error)

@@ -232,35 +232,6 @@ def test_toys_are_frozen():
         Toy().name = "x"  # type: ignore[misc]
 
 
-def test_a_prepared_batch_goes_to_page_locked_memory_as_it_is(monkeypatch):
-    import torch
-
-    from harness.encode import Prepared
-
-    pinned = []
-
-    def pin(tensor):
-        pinned.append(tuple(tensor.shape))
-        return tensor.clone()
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batch = {
-        "ids": np.arange(6).reshape(2, 3).T,  # not contiguous
-        "pixels": [np.ones((2, 2), np.float32), torch.ones(3)],
-        "none": np.zeros((0, 4)),
-        "names": np.array(["a"]),
-        "layout": ("x", 1),
-    }
-    got = Prepared(0, [1, 2], batch, {}, 1.0, 0.5).pin_memory()
-    assert sorted(pinned) == [(2, 2), (3,), (3, 2)]
-    assert (got.window, got.positions, got.seconds) == (0, [1, 2], 1.0)
-    np.testing.assert_array_equal(got.batch["ids"], batch["ids"])
-    np.testing.assert_array_equal(got.batch["pixels"][0], batch["pixels"][0])
-    assert torch.equal(got.batch["pixels"][1], batch["pixels"][1])
-    for name in ("none", "names", "layout"):
-        assert got.batch[name] is batch[name] or got.batch[name] == batch[name]
-
-
 def test_stages_padding_and_tokens_are_told(tmp_path, media):
     items = [*texts(40), *(Item("query", (Image(media / f"p{i}.png"),)) for i in range(6))]
     _, stats, _, _ = run(tmp_path, items)

@@ -43,7 +43,7 @@ class SlowEmbedder(ToyEmbedder):
 @pytest.fixture
 def slow(monkeypatch):
     toy = Slow()
-    for module in ("encode", "plan"):
+    for module in ("device", "encode", "plan"):
         monkeypatch.setattr(f"harness.{module}.time", toy.clock)
     return toy
 
