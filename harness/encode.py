@@ -24,6 +24,10 @@ from harness.workers import ItemSource, Prepared, in_workers, worker_count
 WINDOW_ITEMS = 16_384
 WINDOW_BUDGETS = 128
 """A window, and so a shard, ends at so many items or so many batches' worth of cost."""
+CALL = 1 / 32
+"""What a batch costs beside its items' tokens, as a share of the budget. A budget that suits the device
+makes little of it: at this one, padding is 2 % where M-BEIR's texts fill 70 batches of a window, and
+7 % more batches are made than fit."""
 CONSTANT_ROWS = 4
 """From this many distinct items on, rows that are all alike are an error."""
 CONSTANT_SPREAD = 1e-4
@@ -58,6 +62,8 @@ class Stats:
     batches: int = 0
     cut: int = 0
     """Texts that the model's limit shortened, where its batches say so."""
+    alone: int = 0
+    """Items above the budget of a batch: each was one by itself."""
     cost: int = 0
     padded_cost: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
@@ -66,7 +72,7 @@ class Stats:
 
     def add(self, other: Stats) -> None:
         """Add up what the parts of a task took."""
-        for name in ("items", "embedded", "batches", "cut", "cost", "padded_cost"):
+        for name in ("items", "embedded", "batches", "cut", "alone", "cost", "padded_cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for modality, tokens in other.tokens.items():
             self.tokens[modality] = self.tokens.get(modality, 0) + tokens
@@ -197,10 +203,11 @@ def encode(
         except (DataInvalid, OSError) as error:
             unreadable[keyed.keys[i]] = str(error)
     stats.spend("cost", clock)
-    chosen = np.array(readable, dtype=np.int64)
+    chosen, known = np.array(readable, dtype=np.int64), np.array(costs, dtype=np.int64)
+    stats.alone = int((known > options.batch_tokens).sum())
     if len(chosen):
         budget = Budget(options.batch_tokens)
-        work = Work(Subset(items, chosen), np.array(costs, np.int64), frontend, options, check, budget, stats)
+        work = Work(Subset(items, chosen), known, frontend, options, check, budget, stats)
         unreadable |= _embed_all(work, keyed.keys[chosen], engine, store, title)
     if unreadable:
         more = {i: unreadable[k] for i, k in enumerate(keyed.keys) if k in unreadable}
@@ -227,11 +234,20 @@ def windows(costs: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[n
 
 
 def batches(costs: npt.NDArray[np.int64], budget: int) -> list[npt.NDArray[np.int64]]:
-    """Positions of a window's items, longest first, in batches of at most `budget` padded cost."""
+    """Positions of a window's items, longest first, in batches of at most `budget` padded cost.
+
+    A batch ends where it costs least for each token of its items, what a batch costs whatever is in it
+    (CALL) included: where lengths differ much it ends before the budget does. One item always fits.
+    """
     order = np.argsort(-costs, kind="stable")
+    ordered = costs[order]
+    until = np.concatenate([[0], np.cumsum(ordered)])
     out, start = [], 0
     while start < len(order):
-        size = max(1, budget // int(costs[order[start]]))
+        longest = int(ordered[start])
+        sizes = np.arange(1, min(max(1, budget // longest), len(order) - start) + 1)
+        each = (sizes * longest + budget * CALL) / (until[start + sizes] - until[start])
+        size = len(sizes) - int(each[::-1].argmin())  # of equals the largest
         out.append(order[start : start + size])
         start += size
     return out

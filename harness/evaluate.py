@@ -647,6 +647,12 @@ def _measure(
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
     if stats.cut:
         made["texts_cut"] = stats.cut
+    if stats.alone:
+        made["over_budget"] = stats.alone
+        job.tell(
+            f"{task.name}: {stats.alone:,} items cost more than --batch-tokens"
+            f" {options.engine.batch_tokens:,}: each was a batch by itself"
+        )
     about: dict[str, Any] = {"counts": made, "work": work}
     devices = session.engine(opened).devices
     if stats.embedded and devices:

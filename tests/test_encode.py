@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
+from harness.bench import WORDS
 from harness.content import Image, Item, Text
 from harness.digest import Digests
 from harness.encode import EngineOptions, Local, batches, encode, key_items, missing_rows, windows
@@ -85,7 +86,48 @@ def test_batches_fill_the_budget_longest_first_and_hold_each_item_once():
     assert all(costs[b].max() * len(b) <= 500 for b in made)
     padded = sum(int(costs[b].max()) * len(b) for b in made)
     assert padded <= 1.03 * costs.sum()
-    assert batches(np.array([700]), 500)[0].tolist() == [0]  # one item over the budget goes alone
+
+
+def mbeir_costs(count):
+    """Tokens of texts as long as M-BEIR's, in no order: 1.3 of them a word, and the two of a frame."""
+    rng = np.random.default_rng(0)
+    parts = [
+        np.exp(rng.normal(np.log(mean) - spread**2 / 2, spread, round(share * count)))
+        for share, mean, spread in WORDS
+    ]
+    return rng.permutation(np.concatenate(parts) * 1.3 + 2).astype(np.int64)
+
+
+@pytest.mark.parametrize("budget", [1024, 16_384])
+def test_padding_is_at_most_three_per_cent_on_the_lengths_of_mbeir(budget):
+    costs = mbeir_costs(16_384)
+    made = [window[batch] for window in windows(costs, budget) for batch in batches(costs[window], budget)]
+    padded = sum(int(costs[batch].max()) * len(batch) for batch in made)
+    assert padded <= 1.03 * costs.sum()
+    fewest = costs.sum() / budget
+    assert len(made) <= 1.25 * fewest  # batches stay full
+    in_order = [costs[at : at + 16] for at in range(0, len(costs), 16)]
+    assert sum(int(part.max()) * len(part) for part in in_order) > 2 * costs.sum()
+
+
+def test_a_batch_ends_early_only_where_that_saves_more_than_a_batch_costs():
+    """At 3,200 a batch costs 100 beside its tokens: 20 long and 100 short texts together would waste
+    100 × 9; 2 long ones and 30 of nearly their length waste 30."""
+    apart = batches(np.array([10] * 20 + [1] * 100), 3200)
+    assert [len(batch) for batch in apart] == [20, 100]
+    together = batches(np.array([10] * 2 + [9] * 30), 3200)
+    assert [len(batch) for batch in together] == [32]
+    assert [len(batch) for batch in batches(np.full(1000, 10), 3200)] == [320, 320, 320, 40]
+
+
+def test_one_item_above_the_budget_is_a_batch_by_itself_and_its_row_is_the_same(tmp_path):
+    assert [batch.tolist() for batch in batches(np.array([700, 20, 900]), 500)] == [[2], [0], [1]]
+    one, stats, first, embedders = run(tmp_path, texts(30), budget=1, name="one")
+    assert set(embedders[0].calls) == {1}
+    assert (stats.embedded, stats.alone) == (30, 30)
+    many, stats, second, _ = run(tmp_path, texts(30), name="many")
+    assert stats.alone == 0
+    np.testing.assert_array_equal(matrix(one, first, texts(30)), matrix(many, second, texts(30)))
 
 
 def test_what_is_left_falls_into_the_same_windows_again(monkeypatch):
