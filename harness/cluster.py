@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.compiled import compiled
 from harness.content import Image, Item, Video
 from harness.device import Budget, Embedded, Runner, at_work, brief
 from harness.encode import Planned, Work
@@ -61,7 +62,7 @@ class Worker:
         self._embedder: Embedder | None = None
 
     def load(
-        self, frontend: Frontend, device: str, threads: int, workers: int
+        self, frontend: Frontend, device: str, threads: int, workers: int, *, compiles: bool = False
     ) -> tuple[dict[str, str], str, str]:
         """The identity that the model has on this machine, and the names of device and machine."""
         import torch
@@ -69,7 +70,8 @@ class Worker:
         if device == "cpu":
             torch.set_num_threads(threads)
         self._device, self._frontend = device, frontend
-        self._embedder = frontend.load(device)
+        embedder = frontend.load(device)
+        self._embedder = compiled(embedder) if compiles else embedder
         if workers:
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (frontend,))
         there = device != "cpu" and torch.cuda.is_available()
@@ -205,6 +207,7 @@ class Cluster:
         self._crew: list[_Hired] = []
         self._loading: dict[Any, Any] = {}
         self._failed_starts = 0
+        self._compiles = False
 
     @property
     def needs(self) -> dict[str, int]:
@@ -222,6 +225,7 @@ class Cluster:
         """The batches as they get done. One whose worker is lost goes to another; raises HarnessError
         where that happens ATTEMPTS times, and what a worker raised."""
         self._employ(work.frontend)
+        self._compiles = work.options.compile
         ledger = _Ledger(work)
         crew_changed = True
         while True:
@@ -284,7 +288,9 @@ class Cluster:
                 .options(num_cpus=cpus, num_gpus=gpus, max_concurrency=self.workers + 1)
                 .remote()
             )
-            ref = actor.load.remote(self._shared, self.device, self.threads, self.workers)
+            ref = actor.load.remote(
+                self._shared, self.device, self.threads, self.workers, compiles=self._compiles
+            )
             self._loading[ref] = actor
 
     def _places(self) -> int:

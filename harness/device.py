@@ -215,14 +215,18 @@ def release_memory() -> None:
 @contextmanager
 def at_work(device: str) -> Iterator[None]:
     """Raises DeviceLost where the device fails otherwise than by its memory: nothing that runs on it
-    later can be right, and a new process is needed to use it again."""
+    later can be right, and a new process is needed to use it again. Raises HarnessError where
+    torch.compile fails."""
     try:
         yield
     except RuntimeError as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise HarnessError(f"the model cannot be compiled ({said}): leave --compile out") from error
         if out_of_memory(error) or not _lost(error):
             raise
         raise DeviceLost(
-            f"device {device} failed ({str(error).strip().splitlines()[0].rstrip('.:')}): see what"
+            f"device {device} failed ({said}): see what"
             " 'nvidia-smi' and the system's log say of it, and run the same command again, there or with"
             " another --device; finished results and shards are kept"
         ) from error

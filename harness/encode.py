@@ -44,13 +44,15 @@ def default_batch_tokens(device: str) -> int:
 class EngineOptions:
     """How to encode: none of these changes a vector beyond rounding.
 
-    batch_tokens bounds the padded cost of a batch; workers None chooses by the machine.
+    batch_tokens bounds the padded cost of a batch; workers None chooses by the machine; compile hands
+    the model's modules to torch.compile.
     """
 
     device: str = "cpu"
     batch_tokens: int = 1024
     workers: int | None = None
     quiet: bool = False
+    compile: bool = False
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness import __version__
 from harness.collection import Collection, checked
+from harness.compiled import compiled
 from harness.content import Candidate, Item, Query, item, modality
 from harness.device import at_work
 from harness.digest import Digests, digest, file_digest
@@ -195,7 +196,9 @@ class Session:
 
     def embedder(self, opened: Opened) -> Embedder:
         if opened.id not in self._embedders:
-            self._embedders[opened.id] = opened.frontend.load(self.options.engine.device)
+            engine = self.options.engine
+            embedder = opened.frontend.load(engine.device)
+            self._embedders[opened.id] = compiled(embedder) if engine.compile else embedder
         return self._embedders[opened.id]
 
     def engine(self, opened: Opened) -> Engine:
@@ -206,7 +209,9 @@ class Session:
 
     def reranker(self, reranking: Reranking) -> Reranker:
         if reranking.id not in self._rerankers:
-            self._rerankers[reranking.id] = reranking.frontend.load(self.options.engine.device)
+            engine = self.options.engine
+            reranker = reranking.frontend.load(engine.device)
+            self._rerankers[reranking.id] = compiled(reranker) if engine.compile else reranker
         return self._rerankers[reranking.id]
 
     def pairs(self, reranking: Reranking) -> Store:
@@ -989,6 +994,7 @@ def _provenance(
         "seed": options.protocol.seed,
         "searcher": options.searcher,
         "batch_tokens": options.engine.batch_tokens,
+        "compiled": options.engine.compile,
         "command": shlex.join(["harness", *sys.argv[1:]]),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {stage: round(s, 4) for stage, s in seconds.items()},

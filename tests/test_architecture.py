@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
-    {"content", "files", "progress", "compat", "ranks", "page"},
+    {"compiled", "content", "files", "progress", "compat", "ranks", "page"},
     {"digest", "media", "records", "remote", "unpickle"},
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},

@@ -73,6 +73,9 @@ EngineChoice = Annotated[
         "--engine", help="Embed in this process, or on all devices of the Ray cluster at $RAY_ADDRESS."
     ),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Let torch compile the model: slow to start, then faster.")
+]
 SearcherName = Annotated[str, typer.Option("--searcher", help="Search backend: torch, faiss, or a plugin's.")]
 SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, such as 512M or 2G.")]
 Profile = Annotated[str, typer.Option("--prompt-profile", help="Whose prompts.")]
@@ -152,6 +155,7 @@ def evaluate(
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
     engine: EngineChoice = EngineName.local,
+    compile: Compile = False,
     searcher: SearcherName = "torch",
     search_memory: SearchMemory = "1G",
     split: Split = None,
@@ -209,6 +213,7 @@ def evaluate(
             batch_tokens or default_batch_tokens(cluster.device if cluster else device),
             workers,
             quiet,
+            compile,
         ),
         searcher=searcher,
         search_memory=size_in_bytes(search_memory),
