@@ -32,9 +32,13 @@ def ahead(device: str) -> int:
 
 @dataclass(slots=True)
 class Budget:
-    """The padded cost of a batch; lowered where one did not fit, for the windows planned after that."""
+    """The padded cost of a batch; lowered where one did not fit, for the windows planned after that.
+
+    probe: it is a guess, and the best one is still to be found.
+    """
 
     tokens: int
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)

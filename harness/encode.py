@@ -17,6 +17,7 @@ from harness.device import Budget, Embedded, Runner, ahead, brief
 from harness.digest import Digests
 from harness.errors import BadEmbedding, DataInvalid
 from harness.model import Embedder, Frontend
+from harness.probe import WORTH, best_budget
 from harness.progress import progress
 from harness.store import Facts, Half, Keys, Store, key
 from harness.workers import ItemSource, Prepared, in_workers, worker_count
@@ -45,7 +46,8 @@ class EngineOptions:
     """How to encode: none of these changes a vector beyond rounding.
 
     batch_tokens bounds the padded cost of a batch; workers None chooses by the machine; compile hands
-    the model's modules to torch.compile.
+    the model's modules to torch.compile; probe looks for the budget at which the device is fastest,
+    and only windows go by batch_tokens then.
     """
 
     device: str = "cpu"
@@ -53,6 +55,7 @@ class EngineOptions:
     workers: int | None = None
     quiet: bool = False
     compile: bool = False
+    probe: bool = False
 
 
 @dataclass(slots=True)
@@ -182,12 +185,14 @@ def encode(
     *,
     title: str,
     check: bool = False,
+    budget: Budget | None = None,
 ) -> tuple[Keyed, Stats]:
     """Embed whatever the store lacks of `items`, which may be a view of a file.
 
     Batches are a pure function of the missing items and the budget; `engine` is asked only when
-    something is missing. Items whose media cannot be decoded come back in `broken`. Raises
-    BadEmbedding for rows that cannot be right (unless the model is a `check`).
+    something is missing. A `budget` is one that several calls share. Items whose media cannot be
+    decoded come back in `broken`. Raises BadEmbedding for rows that cannot be right (unless the model is
+    a `check`).
     """
     stats = Stats(items=len(items))
     clock = time.perf_counter()
@@ -208,7 +213,7 @@ def encode(
     chosen, known = np.array(readable, dtype=np.int64), np.array(costs, dtype=np.int64)
     stats.alone = int((known > options.batch_tokens).sum())
     if len(chosen):
-        budget = Budget(options.batch_tokens)
+        budget = budget or Budget(options.batch_tokens, options.probe)
         work = Work(Subset(items, chosen), known, frontend, options, check, budget, stats)
         unreadable |= _embed_all(work, keyed.keys[chosen], engine, store, title)
     if unreadable:
@@ -312,8 +317,13 @@ class Local:
         work.stats.spend("load", clock)
         source = ItemSource(work.items, work.frontend)
         workers = worker_count(work.items, work.options.workers)
-        prepared = in_workers(source, work.planned(), workers, work.options.device)
         runner = Runner(embedder, source, work.budget, work.costs, work.check)
+        if work.budget.probe and work.costs.sum() >= WORTH * work.budget.tokens:
+            clock = time.perf_counter()
+            work.budget.tokens = best_budget(runner, work.budget.tokens // 4)
+            work.budget.probe = False
+            work.stats.spend("probe", clock)
+        prepared = in_workers(source, work.planned(), workers, work.options.device)
         yield from runner.run(_waited_for(prepared, work.stats), ahead=ahead(work.options.device))
 
 

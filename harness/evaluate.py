@@ -19,7 +19,7 @@ from harness import __version__
 from harness.collection import Collection, checked
 from harness.compiled import compiled
 from harness.content import Candidate, Item, Query, item, modality
-from harness.device import at_work
+from harness.device import Budget, at_work
 from harness.digest import Digests, digest, file_digest
 from harness.encode import (
     Engine,
@@ -161,6 +161,7 @@ class Session:
     _embedders: dict[str, Embedder] = field(default_factory=dict)
     _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
+    _budgets: dict[str, Budget] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -189,6 +190,14 @@ class Session:
         device = self.options.engine.device
         a_result = self.options.output_dir / result_path(opened.name, opened.id, "task", "protocol")
         return recorded(a_result.parent.parent, device_name(device)) or assumed(device)
+
+    def budget(self, opened: Opened) -> Budget:
+        """That of a model's batches, for all tasks: given, or found by this evaluation or one before."""
+        if opened.id not in self._budgets:
+            engine = self.options.engine
+            known = self.speed(opened).batch_tokens if engine.probe else None
+            self._budgets[opened.id] = Budget(known or engine.batch_tokens, engine.probe and known is None)
+        return self._budgets[opened.id]
 
     def loaded(self, opened: Opened) -> bool:
         """Whether the weights are there already."""
@@ -658,7 +667,10 @@ def _measure(
             f"{task.name}: {stats.alone:,} items cost more than --batch-tokens"
             f" {options.engine.batch_tokens:,}: each was a batch by itself"
         )
-    about: dict[str, Any] = {"counts": made, "work": work}
+    budget = session.budget(opened)
+    about: dict[str, Any] = {"counts": made, "work": work, "batch_tokens": budget.tokens}
+    if options.engine.probe and not budget.probe:
+        about["batch_tokens_found"] = True
     devices = session.engine(opened).devices
     if stats.embedded and devices:
         about["encoded_on"] = dict(devices)
@@ -820,6 +832,7 @@ def embed(
             session.options.engine,
             title=f"{title} {who}",
             check=opened.check,
+            budget=session.budget(opened),
         )
         total.add(stats)
         done.append(encoded)

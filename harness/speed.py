@@ -33,6 +33,8 @@ class Speed:
     search_least: float = 0.0
     load: float = 0.0
     dim: int | None = None
+    batch_tokens: int | None = None
+    """The budget that a probe found best, None where there was none."""
 
     def seconds(self, tokens: Mapping[str, int], multiply_adds: int, *, load: bool) -> dict[str, float]:
         """Seconds of one device by stage; a modality never seen goes at the slowest known rate."""
@@ -81,6 +83,7 @@ def recorded(folder: Path, device: str) -> Speed | None:
         search_least=min((seconds for _, seconds in searches), default=0.0),
         load=sum(loads) / len(loads) if loads else 0.0,
         dim=next((run["work"]["dim"] for run in runs), None),
+        batch_tokens=next((run["batch_tokens"] for run in runs if "batch_tokens_found" in run), None),
     )
 
 

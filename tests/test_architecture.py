@@ -22,6 +22,7 @@ LAYERS = [
     {"registry", "store", "search"},
     {"workers", "tripwires"},
     {"device"},
+    {"probe"},
     {"encode"},
     {"rerank", "speed", "cluster"},
     {"evaluate", "leaderboard", "data"},

@@ -30,6 +30,7 @@ from .shared import (
     TaskNames,
     Verbose,
     Workers,
+    batch_budget,
     chosen_suites,
     installed,
     options_of,
@@ -184,7 +185,7 @@ def evaluate(
 
     Only what the cache lacks is encoded; a run that was stopped goes on where it was.
     """
-    from harness.encode import EngineOptions, default_batch_tokens
+    from harness.encode import EngineOptions
     from harness.evaluate import EvalOptions
     from harness.evaluate import evaluate as run_evaluation
     from harness.task import Protocol
@@ -199,6 +200,7 @@ def evaluate(
     cluster = _cluster(device, workers) if engine is EngineName.ray and not dry_run else None
     device = usable_device("auto" if engine is EngineName.ray and device == "cuda" else device)
     use_caches(cache_dir, shared_cache)
+    tokens, probe_budget = batch_budget(batch_tokens, cluster.device if cluster else device)
     options = EvalOptions(
         data=data,
         output_dir=output_dir,
@@ -208,13 +210,7 @@ def evaluate(
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),
-        engine=EngineOptions(
-            device,
-            batch_tokens or default_batch_tokens(cluster.device if cluster else device),
-            workers,
-            quiet,
-            compile,
-        ),
+        engine=EngineOptions(device, tokens, workers, quiet, compile, probe_budget),
         searcher=searcher,
         search_memory=size_in_bytes(search_memory),
         overwrite=overwrite_strategy.value,
