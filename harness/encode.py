@@ -74,9 +74,12 @@ class Stats:
     tokens: dict[str, int] = field(default_factory=dict)
     """What was missing cost, by modality."""
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: list[Stats] = field(default_factory=list)
+    """What was added up."""
 
     def add(self, other: Stats) -> None:
         """Add up what the parts of a task took."""
+        self.parts.append(other)
         for name in ("items", "embedded", "batches", "cut", "alone", "cost", "padded_cost"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for modality, tokens in other.tokens.items():

@@ -189,7 +189,8 @@ class Session:
         """What the results so far tell of this model on this device, else a rule of thumb."""
         device = self.options.engine.device
         a_result = self.options.output_dir / result_path(opened.name, opened.id, "task", "protocol")
-        return recorded(a_result.parent.parent, device_name(device)) or assumed(device)
+        folder, compiles = a_result.parent.parent, self.options.engine.compile
+        return recorded(folder, device_name(device), compiled=compiles) or assumed(device)
 
     def budget(self, opened: Opened) -> Budget:
         """That of a model's batches, for all tasks: given, or found by this evaluation or one before."""
@@ -682,11 +683,17 @@ def _measure(
 
 def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
     """What was done, in the units that its time goes by: tokens of the missing items by modality, the
-    share of padding among all that were embedded, and the products of the search."""
+    same with its seconds for each part that was encoded by itself, the share of padding among all that
+    were embedded, and the products of the search."""
     scoped = request.scope
     pairs = len(request.queries) * len(request.pool) if scoped is None else len(scoped.values)
     return {
         "tokens": stats.tokens,
+        "parts": [
+            {"tokens": part.tokens, "seconds": round(actual(part.seconds)["encode"], 4)}
+            for part in stats.parts
+            if part.tokens
+        ],
         "padding": round(1 - stats.cost / stats.padded_cost, 4) if stats.padded_cost else 0.0,
         "dim": request.pool.dim,
         "multiply_adds": pairs * request.pool.dim,
@@ -695,7 +702,9 @@ def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
 
 def _compared(speed: Speed, work: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
     """What `harness plan` would have said of this work just before it, beside what it took."""
-    planned = speed.seconds(work["tokens"], work["multiply_adds"], load="load" in seconds)
+    planned = speed.seconds(
+        work["tokens"], work["multiply_adds"], parts=len(work["parts"]), load="load" in seconds
+    )
     return {
         "source": speed.source,
         "within": speed.within,

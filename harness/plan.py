@@ -39,6 +39,8 @@ from harness.task import Task
 
 PROBE = 64
 """Items of a model's probe."""
+FEW = 8
+"""Items of it that are timed by themselves too."""
 ASSUMED_DIM = 1024
 """Columns of rows, for the time of a search, where nothing is known of them."""
 
@@ -186,7 +188,9 @@ def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[st
         search_memory=peak_memory(queries, candidates, dim, deepest, options.search_memory)
         if dim and pairs
         else None,
-        seconds=speed.seconds(left.tokens, pairs * (dim or ASSUMED_DIM), load=load),
+        seconds=speed.seconds(
+            left.tokens, pairs * (dim or ASSUMED_DIM), parts=sum(len(p) > 0 for p in left.parts), load=load
+        ),
         within=speed.within,
         source=speed.source,
     )
@@ -201,7 +205,8 @@ def _evenly(parts: Sequence[Sequence[Item]], count: int) -> list[Item]:
 
 
 def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
-    """Embed a few items, each modality by itself, and forget them; the first one warms up unmeasured."""
+    """Embed a few items, each modality by itself, and forget them: one, which warms up unmeasured, then
+    FEW, which show what any part costs, then all."""
     clock = time.perf_counter()
     embedder = session.embedder(opened)
     load = time.perf_counter() - clock
@@ -212,7 +217,8 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
     parts: list[tuple[Mapping[str, int], float]] = []
     dim = None
     for group in by_modality.values():
-        for chosen in (group[:1], group):
+        for count in (1, FEW, PROBE):
+            chosen = group[:count]
             keyed = key_items(chosen, session.digests)
             with tempfile.TemporaryDirectory() as scratch:
                 store = Store(Path(scratch), opened.identity)
@@ -227,5 +233,6 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
                     check=True,
                 )
                 dim = store.dim
-        parts.append((stats.tokens, actual(stats.seconds)["encode"]))
+            if count > 1:
+                parts.append((stats.tokens, actual(stats.seconds)["encode"]))
     return probed(parts, load=load, dim=dim, device=session.options.engine.device)
