@@ -119,6 +119,11 @@ def test_two_workers_one_of_which_dies_write_the_bytes_that_this_process_writes(
     assert again.embedded == 0
 
 
+def test_a_worker_compiles_what_it_loads_where_that_is_asked_for():
+    with pytest.raises(HarnessError, match="ToyEmbedder has no torch module to compile"):
+        Worker().load(Toy(), "cpu", 1, 0, compiles=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Failing(Mortal):
     """Its device fails where Mortal dies."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_encode import matrix, run, texts
 
-from harness.device import at_work, out_of_memory
+from harness.device import ahead, at_work, out_of_memory
 from harness.errors import BadEmbedding, DeviceLost, HarnessError
 from harness.evaluate import evaluate
 from harness.model import full_identity
@@ -64,6 +64,10 @@ def gpu(monkeypatch):
     monkeypatch.setattr("harness.encode.ahead", lambda device: 1)
     monkeypatch.setattr(device, "_returning", returning)
     return log
+
+
+def test_only_what_computes_by_itself_is_given_a_batch_ahead():
+    assert [ahead(device) for device in ("cpu", "cuda", "cuda:1")] == [0, 1, 1]
 
 
 def test_the_next_batch_is_launched_before_the_rows_of_one_are_waited_for(tmp_path, gpu):
