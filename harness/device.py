@@ -140,9 +140,10 @@ class Runner:
         """[B, D] float16 unit rows and the norms they had."""
         if isinstance(flight.error, MemoryError):
             return self._halved(flight.prepared, flight.error)
-        if flight.returning is None:
-            raise flight.error or AssertionError("an empty batch has no rows")
+        if flight.error is not None:
+            raise flight.error
         back = flight.returning
+        assert back is not None, "a batch of items returns rows"
         if back.ready is not None:
             back.ready.synchronize()
         norms: Norms = back.norms.numpy()
@@ -205,6 +206,7 @@ def out_of_memory(error: BaseException) -> bool:
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or "not enough memory" in said
         or "out of memory" in said
+        or "ALLOC_FAILED" in said  # how cuBLAS and cuDNN put it
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.collection import Collection, Subset
 from harness.content import Item
+from harness.device import at_work
 from harness.digest import digest
 from harness.encode import Local, encode, key_items, missing_rows
 from harness.errors import NoSuchInstruction
@@ -109,7 +110,8 @@ def plan(
     for each in left if probe else ():
         if each.counts and each.opened.id not in speeds:
             parts = [part for e in left if e.opened.id == each.opened.id for part in e.parts]
-            speeds[each.opened.id] = _probe(session, each.opened, _evenly(parts, PROBE))
+            with at_work(options.engine.device):
+                speeds[each.opened.id] = _probe(session, each.opened, _evenly(parts, PROBE))
     loaded: set[str] = set()
     return [_planned(session, each, speeds.get(each.opened.id), loaded) for each in left]
 

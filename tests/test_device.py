@@ -158,6 +158,7 @@ def test_memory_is_the_one_reason_to_halve():
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"))
     assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it"))
     assert not out_of_memory(HarnessError("one pair does not fit: out of memory"))
     assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
@@ -181,6 +182,20 @@ def test_a_device_that_fails_is_one_clear_line(said):
         raise (
             torch.AcceleratorError("the accelerator is gone", 1) if False else torch.AcceleratorError("gone")
         )
+
+
+def test_a_device_that_fails_is_noticed_where_its_rows_are_waited_for(tmp_path, gpu, monkeypatch):
+    """A GPU tells of its end only to who waits for it: here after some batches."""
+
+    def fail(event):
+        if event.number == "8":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("harness.encode.WINDOW_ITEMS", 8)
+    monkeypatch.setattr(Event, "synchronize", fail)
+    with pytest.raises(DeviceLost, match="illegal memory access"), at_work("cuda"):
+        run(tmp_path, texts(40), budget=10_000)
+    assert len(Store(tmp_path / "cache", full_identity("toy", Toy(), {}))) > 0
 
 
 def test_other_errors_are_no_device_failure():

@@ -6,6 +6,7 @@ import pytest
 
 from harness.bench import WORDS
 from harness.content import Image, Item, Text
+from harness.device import Budget
 from harness.digest import Digests
 from harness.encode import EngineOptions, Local, batches, encode, key_items, missing_rows, windows
 from harness.errors import BadEmbedding, HarnessError
@@ -18,7 +19,7 @@ def texts(n, *, start=0):
     return [Item("candidate", (Text(f"item {i} " + "x" * (i * 37 % 101)),)) for i in range(start, start + n)]
 
 
-def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", **options):
+def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", shared=None, **options):
     toy = toy or Toy()
     store = Store(tmp_path / name, full_identity(toy.name, toy, {}))
     embedders = []
@@ -29,7 +30,9 @@ def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", **opt
 
     engine = EngineOptions(batch_tokens=budget, workers=workers, quiet=True)
     keyed = key_items(items, Digests())
-    encoded, stats = encode(items, keyed, toy, Local(load), store, engine, title="t", **options)
+    encoded, stats = encode(
+        items, keyed, toy, Local(load), store, engine, title="t", budget=shared, **options
+    )
     return encoded, stats, store, embedders
 
 
@@ -162,6 +165,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_budget_stays_lower(tmp_path
     assert len(embedders[0].calls) <= 1 + 16 * 4 + 8  # later windows are planned with the lower budget
     free, _, other, _ = run(tmp_path, items, Toy(), name="free")
     np.testing.assert_array_equal(matrix(encoded, store, items), matrix(free, other, items))
+
+
+def test_a_budget_that_was_lowered_stays_so_for_what_shares_it(tmp_path):
+    items = [Item("query", (Text(f"{i:04d}"),)) for i in range(128)]  # cost 5 each
+    budget = Budget(320)
+    _, _, _, (first,) = run(tmp_path, items[:64], Toy(fits=10), shared=budget)
+    assert budget.tokens == 5 * 16 // 2  # 64 and 32 and 16 did not fit
+    _, _, _, (second,) = run(tmp_path, items[64:], Toy(fits=10), shared=budget)
+    assert (set(first.calls), set(second.calls)) == ({8}, {8})
 
 
 def test_one_item_that_does_not_fit_is_named(tmp_path):
