@@ -26,9 +26,8 @@ WINDOW_ITEMS = 16_384
 WINDOW_BUDGETS = 128
 """A window, and so a shard, ends at so many items or so many batches' worth of cost."""
 CALL = 1 / 32
-"""What a batch costs beside its items' tokens, as a share of the budget. A budget that suits the device
-makes little of it: at this one, padding is 2 % where M-BEIR's texts fill 70 batches of a window, and
-7 % more batches are made than fit."""
+"""What a batch costs beside its items' tokens, as a share of the budget. Of a window of M-BEIR's texts
+this makes 72 batches of 16,384 with 2.3 % of padding, where full ones would be 63 with 3.8 %."""
 CONSTANT_ROWS = 4
 """From this many distinct items on, rows that are all alike are an error."""
 CONSTANT_SPREAD = 1e-4
