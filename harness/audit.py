@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from harness.collection import Collection, checked
 from harness.content import Candidate, Item, Query, item
+from harness.device import out_of_memory, release_memory, texts_cut
 from harness.digest import Digests
-from harness.encode import out_of_memory, release_memory, texts_cut
 from harness.errors import DataInvalid, HarnessError, NoSuchInstruction, UnknownName
 from harness.evaluate import open_frontend, open_model, require_data
 from harness.model import ModelSpec

@@ -22,20 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.compiled import compiled
 from harness.content import Image, Item, Video
-from harness.encode import (
-    Budget,
-    Embedded,
-    ItemSource,
-    Planned,
-    Prepared,
-    Work,
-    brief,
-    embed_prepared,
-    worker_died,
-)
-from harness.errors import DataMissing, HarnessError
+from harness.device import Budget, Embedded, Runner, at_work, brief
+from harness.encode import Planned, Work
+from harness.errors import DataMissing, DeviceLost, HarnessError
 from harness.model import Embedder, Frontend, full_identity
+from harness.workers import ItemSource, Prepared, worker_died
 
 ATTEMPTS = 3
 """So often a batch, or the start of a worker, may lose its worker before that is an error."""
@@ -63,20 +56,22 @@ class Worker:
 
     def __init__(self) -> None:
         self._embedding = threading.Lock()
+        self._device = "cpu"
         self._pool: ProcessPoolExecutor | None = None
         self._frontend: Frontend | None = None
         self._embedder: Embedder | None = None
 
     def load(
-        self, frontend: Frontend, device: str, threads: int, workers: int
+        self, frontend: Frontend, device: str, threads: int, workers: int, *, compiles: bool = False
     ) -> tuple[dict[str, str], str, str]:
         """The identity that the model has on this machine, and the names of device and machine."""
         import torch
 
         if device == "cpu":
             torch.set_num_threads(threads)
-        self._frontend = frontend
-        self._embedder = frontend.load(device)
+        self._device, self._frontend = device, frontend
+        embedder = frontend.load(device)
+        self._embedder = compiled(embedder) if compiles else embedder
         if workers:
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _hold, (frontend,))
         there = device != "cpu" and torch.cuda.is_available()
@@ -96,10 +91,13 @@ class Worker:
                 raise worker_died(error) from None
         _require_media([items[i] for i in prepared.broken])
         budget = Budget(tokens)
-        with self._embedding:
-            source = ItemSource(items, self._frontend)
-            embedded = embed_prepared(prepared, source, self._embedder, budget, costs, check)
-        return Done(embedded, budget.tokens)
+        runner = Runner(self._embedder, ItemSource(items, self._frontend), budget, costs, check)
+        with at_work(self._device):
+            with self._embedding:
+                flight = runner.launch(prepared)
+                embedded = runner.land(flight) if flight.error else None
+            # another batch is launched while this one is under way
+            return Done(embedded or runner.land(flight), budget.tokens)
 
 
 _held: Frontend
@@ -209,6 +207,7 @@ class Cluster:
         self._crew: list[_Hired] = []
         self._loading: dict[Any, Any] = {}
         self._failed_starts = 0
+        self._compiles = False
 
     @property
     def needs(self) -> dict[str, int]:
@@ -226,6 +225,7 @@ class Cluster:
         """The batches as they get done. One whose worker is lost goes to another; raises HarnessError
         where that happens ATTEMPTS times, and what a worker raised."""
         self._employ(work.frontend)
+        self._compiles = work.options.compile
         ledger = _Ledger(work)
         crew_changed = True
         while True:
@@ -253,11 +253,13 @@ class Cluster:
                 yield _placed(done.embedded, planned)
 
     def _answer(self, ref: Any) -> Any:
-        """What a worker answered. Raises what it raised, or _Lost where it is gone."""
+        """What a worker answered. Raises what it raised, or _Lost where it or its device is gone."""
         errors = _ray().exceptions
         try:
             return _ray().get(ref)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, DeviceLost):
+                raise _Lost(str(error.cause)) from error
             raise _failure(error) from error
         except errors.RayError as error:
             raise _Lost(_line(error)) from error
@@ -286,7 +288,9 @@ class Cluster:
                 .options(num_cpus=cpus, num_gpus=gpus, max_concurrency=self.workers + 1)
                 .remote()
             )
-            ref = actor.load.remote(self._shared, self.device, self.threads, self.workers)
+            ref = actor.load.remote(
+                self._shared, self.device, self.threads, self.workers, compiles=self._compiles
+            )
             self._loading[ref] = actor
 
     def _places(self) -> int:

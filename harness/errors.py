@@ -9,6 +9,7 @@ HarnessError                  exit status 2 (1 where only some tasks of a run fa
 ├── CheckpointMissing         weights that a model needs are not there
 ├── Unsupported               the model cannot take this modality
 ├── BadEmbedding              rows that are not finite, constant, or wrong in number
+├── DeviceLost                a device failed, and takes no more work from this process
 ├── ResultConflict            a stored result stands in the way
 └── StorageError              a folder cannot be written, or a disk is full
 """
@@ -66,6 +67,10 @@ class Unsupported(HarnessError):
 
 class BadEmbedding(HarnessError):
     """A model returned rows that cannot be right."""
+
+
+class DeviceLost(HarnessError):
+    """The device failed: whatever this process would do on it next fails too."""
 
 
 class ResultConflict(HarnessError):

@@ -17,7 +17,9 @@ import numpy as np
 
 from harness import __version__
 from harness.collection import Collection, checked
+from harness.compiled import compiled
 from harness.content import Candidate, Item, Query, item, modality
+from harness.device import Budget, at_work
 from harness.digest import Digests, digest, file_digest
 from harness.encode import (
     Engine,
@@ -32,6 +34,7 @@ from harness.encode import (
 from harness.errors import (
     CheckpointMissing,
     DataMissing,
+    DeviceLost,
     HarnessError,
     NoSuchInstruction,
     ResultConflict,
@@ -158,6 +161,7 @@ class Session:
     _embedders: dict[str, Embedder] = field(default_factory=dict)
     _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
+    _budgets: dict[str, Budget] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -185,7 +189,16 @@ class Session:
         """What the results so far tell of this model on this device, else a rule of thumb."""
         device = self.options.engine.device
         a_result = self.options.output_dir / result_path(opened.name, opened.id, "task", "protocol")
-        return recorded(a_result.parent.parent, device_name(device)) or assumed(device)
+        folder, compiles = a_result.parent.parent, self.options.engine.compile
+        return recorded(folder, device_name(device), compiled=compiles) or assumed(device)
+
+    def budget(self, opened: Opened) -> Budget:
+        """That of a model's batches, for all tasks: given, or found by this evaluation or one before."""
+        if opened.id not in self._budgets:
+            engine = self.options.engine
+            known = self.speed(opened).batch_tokens if engine.probe else None
+            self._budgets[opened.id] = Budget(known or engine.batch_tokens, engine.probe and known is None)
+        return self._budgets[opened.id]
 
     def loaded(self, opened: Opened) -> bool:
         """Whether the weights are there already."""
@@ -193,7 +206,9 @@ class Session:
 
     def embedder(self, opened: Opened) -> Embedder:
         if opened.id not in self._embedders:
-            self._embedders[opened.id] = opened.frontend.load(self.options.engine.device)
+            engine = self.options.engine
+            embedder = opened.frontend.load(engine.device)
+            self._embedders[opened.id] = compiled(embedder) if engine.compile else embedder
         return self._embedders[opened.id]
 
     def engine(self, opened: Opened) -> Engine:
@@ -204,7 +219,9 @@ class Session:
 
     def reranker(self, reranking: Reranking) -> Reranker:
         if reranking.id not in self._rerankers:
-            self._rerankers[reranking.id] = reranking.frontend.load(self.options.engine.device)
+            engine = self.options.engine
+            reranker = reranking.frontend.load(engine.device)
+            self._rerankers[reranking.id] = compiled(reranker) if engine.compile else reranker
         return self._rerankers[reranking.id]
 
     def pairs(self, reranking: Reranking) -> Store:
@@ -293,8 +310,9 @@ def evaluate(
     outcomes = []
     for task in tasks:
         try:
-            outcomes.append(one(session, job, task))
-        except (StorageError, CheckpointMissing):
+            with at_work(options.engine.device):
+                outcomes.append(one(session, job, task))
+        except (StorageError, CheckpointMissing, DeviceLost):
             raise
         except HarnessError as error:
             said = str(error)
@@ -644,7 +662,16 @@ def _measure(
     made = {"items": stats.items, "embedded": stats.embedded, "batches": stats.batches}
     if stats.cut:
         made["texts_cut"] = stats.cut
-    about: dict[str, Any] = {"counts": made, "work": work}
+    if stats.alone:
+        made["over_budget"] = stats.alone
+        job.tell(
+            f"{task.name}: {stats.alone:,} items cost more than --batch-tokens"
+            f" {options.engine.batch_tokens:,}: each was a batch by itself"
+        )
+    budget = session.budget(opened)
+    about: dict[str, Any] = {"counts": made, "work": work, "batch_tokens": budget.tokens}
+    if options.engine.probe and not budget.probe:
+        about["batch_tokens_found"] = True
     devices = session.engine(opened).devices
     if stats.embedded and devices:
         about["encoded_on"] = dict(devices)
@@ -656,11 +683,17 @@ def _measure(
 
 def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
     """What was done, in the units that its time goes by: tokens of the missing items by modality, the
-    share of padding among all that were embedded, and the products of the search."""
+    same with its seconds for each part that was encoded by itself, the share of padding among all that
+    were embedded, and the products of the search."""
     scoped = request.scope
     pairs = len(request.queries) * len(request.pool) if scoped is None else len(scoped.values)
     return {
         "tokens": stats.tokens,
+        "parts": [
+            {"tokens": part.tokens, "seconds": round(actual(part.seconds)["encode"], 4)}
+            for part in stats.parts
+            if part.tokens
+        ],
         "padding": round(1 - stats.cost / stats.padded_cost, 4) if stats.padded_cost else 0.0,
         "dim": request.pool.dim,
         "multiply_adds": pairs * request.pool.dim,
@@ -669,7 +702,9 @@ def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
 
 def _compared(speed: Speed, work: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
     """What `harness plan` would have said of this work just before it, beside what it took."""
-    planned = speed.seconds(work["tokens"], work["multiply_adds"], load="load" in seconds)
+    planned = speed.seconds(
+        work["tokens"], work["multiply_adds"], parts=len(work["parts"]), load="load" in seconds
+    )
     return {
         "source": speed.source,
         "within": speed.within,
@@ -806,6 +841,7 @@ def embed(
             session.options.engine,
             title=f"{title} {who}",
             check=opened.check,
+            budget=session.budget(opened),
         )
         total.add(stats)
         done.append(encoded)
@@ -980,6 +1016,7 @@ def _provenance(
         "seed": options.protocol.seed,
         "searcher": options.searcher,
         "batch_tokens": options.engine.batch_tokens,
+        "compiled": options.engine.compile,
         "command": shlex.join(["harness", *sys.argv[1:]]),
         "started": started.isoformat(timespec="seconds"),
         "seconds": {stage: round(s, 4) for stage, s in seconds.items()},

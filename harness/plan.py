@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.collection import Collection, Subset
 from harness.content import Item
+from harness.device import at_work
 from harness.digest import digest
 from harness.encode import Local, encode, key_items, missing_rows
 from harness.errors import NoSuchInstruction
@@ -39,6 +40,8 @@ from harness.task import Task
 
 PROBE = 64
 """Items of a model's probe."""
+FEW = 8
+"""Items of it that are timed by themselves too."""
 ASSUMED_DIM = 1024
 """Columns of rows, for the time of a search, where nothing is known of them."""
 
@@ -107,7 +110,8 @@ def plan(
     for each in left if probe else ():
         if each.counts and each.opened.id not in speeds:
             parts = [part for e in left if e.opened.id == each.opened.id for part in e.parts]
-            speeds[each.opened.id] = _probe(session, each.opened, _evenly(parts, PROBE))
+            with at_work(options.engine.device):
+                speeds[each.opened.id] = _probe(session, each.opened, _evenly(parts, PROBE))
     loaded: set[str] = set()
     return [_planned(session, each, speeds.get(each.opened.id), loaded) for each in left]
 
@@ -186,7 +190,9 @@ def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[st
         search_memory=peak_memory(queries, candidates, dim, deepest, options.search_memory)
         if dim and pairs
         else None,
-        seconds=speed.seconds(left.tokens, pairs * (dim or ASSUMED_DIM), load=load),
+        seconds=speed.seconds(
+            left.tokens, pairs * (dim or ASSUMED_DIM), parts=sum(len(p) > 0 for p in left.parts), load=load
+        ),
         within=speed.within,
         source=speed.source,
     )
@@ -201,7 +207,8 @@ def _evenly(parts: Sequence[Sequence[Item]], count: int) -> list[Item]:
 
 
 def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
-    """Embed a few items, each modality by itself, and forget them; the first one warms up unmeasured."""
+    """Embed a few items, each modality by itself, and forget them: one, which warms up unmeasured, then
+    FEW, which show what any part costs, then all."""
     clock = time.perf_counter()
     embedder = session.embedder(opened)
     load = time.perf_counter() - clock
@@ -212,7 +219,8 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
     parts: list[tuple[Mapping[str, int], float]] = []
     dim = None
     for group in by_modality.values():
-        for chosen in (group[:1], group):
+        for count in (1, FEW, PROBE):
+            chosen = group[:count]
             keyed = key_items(chosen, session.digests)
             with tempfile.TemporaryDirectory() as scratch:
                 store = Store(Path(scratch), opened.identity)
@@ -227,5 +235,6 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
                     check=True,
                 )
                 dim = store.dim
-        parts.append((stats.tokens, actual(stats.seconds)["encode"]))
+            if count > 1:
+                parts.append((stats.tokens, actual(stats.seconds)["encode"]))
     return probed(parts, load=load, dim=dim, device=session.options.engine.device)

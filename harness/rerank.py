@@ -17,21 +17,15 @@ import numpy.typing as npt
 
 from harness.collection import Collection
 from harness.content import Ask, Item, item
+from harness.device import out_of_memory, release_memory
 from harness.digest import Digests
-from harness.encode import (
-    EngineOptions,
-    broken_items,
-    in_workers,
-    key_items,
-    out_of_memory,
-    release_memory,
-    worker_count,
-)
+from harness.encode import EngineOptions, broken_items, key_items
 from harness.errors import BadEmbedding, HarnessError
 from harness.model import Batch, Reranker, RerankFrontend
 from harness.progress import progress
 from harness.run import BEYOND, Float32, Found, Ragged, Run
 from harness.store import Keys, Store, as_keys
+from harness.workers import in_workers, worker_count
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -195,7 +195,7 @@ def vectors(model: Any, batch: QwenBatch, vision: Vision, spec: InputSpec) -> Te
     states = last_states(
         model, batch, vision, attention=spec.attention, rope=spec.rope, deepstack=spec.deepstack
     )
-    pool = torch.from_numpy(batch["pool"]).to(states.device)
+    pool = torch.from_numpy(batch["pool"]).to(states.device, non_blocking=True)
     weights = pool.float() / pool.sum(1, keepdim=True)
     return torch.einsum("bl,bld->bd", weights, states.float())
 
@@ -208,7 +208,9 @@ def last_states(
     import torch
 
     device, dtype = model.device, model.dtype
-    ids, real, kinds = (torch.from_numpy(a).to(device) for a in (batch["ids"], batch["real"], batch["kinds"]))
+    ids, real, kinds = (
+        torch.from_numpy(batch[name]).to(device, non_blocking=True) for name in ("ids", "real", "kinds")
+    )
     embedded = model.get_input_embeddings()(ids)
     layers: dict[int, list[Tensor]] = {}
     for kind, features_of, patches, grids in (
@@ -218,7 +220,7 @@ def last_states(
         if not len(grids):
             continue
         pixels = normalised(vision, torch.from_numpy(patches).to(device, non_blocking=True), still=kind == 1)
-        found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device))
+        found = features_of(pixels.to(dtype), torch.from_numpy(grids).to(device, non_blocking=True))
         embedded = embedded.index_put((kinds == kind,), _joined_tokens(found.pooler_output).to(dtype))
         if deepstack:
             layers[kind] = [_joined_tokens(layer) for layer in found.deepstack_features]
@@ -226,7 +228,7 @@ def last_states(
     states: Tensor = model.language_model(
         inputs_embeds=embedded,
         attention_mask=additive_mask(real, attention, dtype),
-        position_ids=_positions(model, batch, rope).to(device),
+        position_ids=_positions(model, batch, rope).to(device, non_blocking=True),
         use_cache=False,
         **more,
     ).last_hidden_state

@@ -144,7 +144,7 @@ class TextEncoder:
         ids = torch.zeros(len(tokens), int(lengths.max()), dtype=torch.long)
         for row, known in zip(ids, tokens, strict=True):
             row[: len(known)] = torch.tensor(known)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device, non_blocking=True)
         with torch.inference_mode():
             states = self.model(
                 input_ids=ids.to(self.device, non_blocking=True), attention_mask=mask

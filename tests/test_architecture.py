@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
-    {"content", "files", "progress", "compat", "ranks", "page"},
+    {"compiled", "content", "files", "progress", "compat", "ranks", "page"},
     {"digest", "media", "records", "remote", "unpickle"},
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},
@@ -20,7 +20,10 @@ LAYERS = [
     {"result"},
     {"hookspecs"},
     {"registry", "store", "search"},
-    {"encode", "tripwires"},
+    {"workers", "tripwires"},
+    {"device"},
+    {"probe"},
+    {"encode"},
     {"rerank", "speed", "cluster"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train", "plan"},

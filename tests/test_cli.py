@@ -367,3 +367,11 @@ def test_ctrl_c_is_130_keeps_what_is_finished_and_the_next_run_resumes(tmp_path)
     assert "| slow" in done.stdout
     again = len(log.read_text().splitlines()) - before
     assert again <= 120 - before + 8  # 120 distinct items in all; at most the open window is repeated
+
+
+def test_a_budget_is_a_number_or_auto(cli):
+    for wrong in ("0", "-3", "many", "1e4"):
+        code, _, err = eval_random(cli, f"--batch-tokens={wrong}")
+        assert code == 2
+        assert f"--batch-tokens '{wrong}' is neither a number of tokens, 1 or more, nor auto" in err
+    assert eval_random(cli, "--batch-tokens", "auto")[0] == 0

@@ -119,6 +119,39 @@ def test_two_workers_one_of_which_dies_write_the_bytes_that_this_process_writes(
     assert again.embedded == 0
 
 
+def test_a_worker_compiles_what_it_loads_where_that_is_asked_for():
+    with pytest.raises(HarnessError, match="ToyEmbedder has no torch module to compile"):
+        Worker().load(Toy(), "cpu", 1, 0, compiles=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Failing(Mortal):
+    """Its device fails where Mortal dies."""
+
+    def load(self, device):
+        return FailingEmbedder(self)
+
+
+class FailingEmbedder(ToyEmbedder):
+    def embed(self, batch):
+        toy = self.toy
+        if not list(toy.marks.iterdir()) and any(toy.deadly in text for text in batch):
+            (toy.marks / "0").touch()
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return super().embed(batch)
+
+
+@pytest.mark.slow
+def test_a_worker_whose_device_fails_makes_room_for_another(tmp_path, cluster, small_windows):
+    run(tmp_path / "here", texts(100), local())
+    (tmp_path / "marks").mkdir()
+    toy = Failing(deadly="item 70 ", marks=tmp_path / "marks")
+    _, stats, _ = run(tmp_path / "ray", texts(100), cluster, toy)
+    assert (tmp_path / "marks" / "0").exists()
+    assert stats.embedded == 100
+    assert files(tmp_path / "ray") == files(tmp_path / "here")
+
+
 @pytest.mark.slow
 def test_items_that_kill_every_worker_are_named_and_finished_shards_are_kept(
     tmp_path, cluster, small_windows

@@ -4,7 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
+from harness.bench import WORDS
 from harness.content import Image, Item, Text
+from harness.device import Budget
 from harness.digest import Digests
 from harness.encode import EngineOptions, Local, batches, encode, key_items, missing_rows, windows
 from harness.errors import BadEmbedding, HarnessError
@@ -17,7 +19,7 @@ def texts(n, *, start=0):
     return [Item("candidate", (Text(f"item {i} " + "x" * (i * 37 % 101)),)) for i in range(start, start + n)]
 
 
-def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", **options):
+def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", shared=None, **options):
     toy = toy or Toy()
     store = Store(tmp_path / name, full_identity(toy.name, toy, {}))
     embedders = []
@@ -28,7 +30,9 @@ def run(tmp_path, items, toy=None, *, budget=400, workers=0, name="cache", **opt
 
     engine = EngineOptions(batch_tokens=budget, workers=workers, quiet=True)
     keyed = key_items(items, Digests())
-    encoded, stats = encode(items, keyed, toy, Local(load), store, engine, title="t", **options)
+    encoded, stats = encode(
+        items, keyed, toy, Local(load), store, engine, title="t", budget=shared, **options
+    )
     return encoded, stats, store, embedders
 
 
@@ -85,7 +89,48 @@ def test_batches_fill_the_budget_longest_first_and_hold_each_item_once():
     assert all(costs[b].max() * len(b) <= 500 for b in made)
     padded = sum(int(costs[b].max()) * len(b) for b in made)
     assert padded <= 1.03 * costs.sum()
-    assert batches(np.array([700]), 500)[0].tolist() == [0]  # one item over the budget goes alone
+
+
+def mbeir_costs(count):
+    """Tokens of texts as long as M-BEIR's, in no order: 1.3 of them a word, and the two of a frame."""
+    rng = np.random.default_rng(0)
+    parts = [
+        np.exp(rng.normal(np.log(mean) - spread**2 / 2, spread, round(share * count)))
+        for share, mean, spread in WORDS
+    ]
+    return rng.permutation(np.concatenate(parts) * 1.3 + 2).astype(np.int64)
+
+
+@pytest.mark.parametrize("budget", [1024, 16_384])
+def test_padding_is_at_most_three_per_cent_on_the_lengths_of_mbeir(budget):
+    costs = mbeir_costs(16_384)
+    made = [window[batch] for window in windows(costs, budget) for batch in batches(costs[window], budget)]
+    padded = sum(int(costs[batch].max()) * len(batch) for batch in made)
+    assert padded <= 1.03 * costs.sum()
+    fewest = costs.sum() / budget
+    assert len(made) <= 1.25 * fewest  # batches stay full
+    in_order = [costs[at : at + 16] for at in range(0, len(costs), 16)]
+    assert sum(int(part.max()) * len(part) for part in in_order) > 2 * costs.sum()
+
+
+def test_a_batch_ends_early_only_where_that_saves_more_than_a_batch_costs():
+    """At 3,200 a batch costs 100 beside its tokens: 20 long and 100 short texts together would waste
+    100 × 9; 2 long ones and 30 of nearly their length waste 30."""
+    apart = batches(np.array([10] * 20 + [1] * 100), 3200)
+    assert [len(batch) for batch in apart] == [20, 100]
+    together = batches(np.array([10] * 2 + [9] * 30), 3200)
+    assert [len(batch) for batch in together] == [32]
+    assert [len(batch) for batch in batches(np.full(1000, 10), 3200)] == [320, 320, 320, 40]
+
+
+def test_one_item_above_the_budget_is_a_batch_by_itself_and_its_row_is_the_same(tmp_path):
+    assert [batch.tolist() for batch in batches(np.array([700, 20, 900]), 500)] == [[2], [0], [1]]
+    one, stats, first, embedders = run(tmp_path, texts(30), budget=1, name="one")
+    assert set(embedders[0].calls) == {1}
+    assert (stats.embedded, stats.alone) == (30, 30)
+    many, stats, second, _ = run(tmp_path, texts(30), name="many")
+    assert stats.alone == 0
+    np.testing.assert_array_equal(matrix(one, first, texts(30)), matrix(many, second, texts(30)))
 
 
 def test_what_is_left_falls_into_the_same_windows_again(monkeypatch):
@@ -120,6 +165,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_budget_stays_lower(tmp_path
     assert len(embedders[0].calls) <= 1 + 16 * 4 + 8  # later windows are planned with the lower budget
     free, _, other, _ = run(tmp_path, items, Toy(), name="free")
     np.testing.assert_array_equal(matrix(encoded, store, items), matrix(free, other, items))
+
+
+def test_a_budget_that_was_lowered_stays_so_for_what_shares_it(tmp_path):
+    items = [Item("query", (Text(f"{i:04d}"),)) for i in range(128)]  # cost 5 each
+    budget = Budget(320)
+    _, _, _, (first,) = run(tmp_path, items[:64], Toy(fits=10), shared=budget)
+    assert budget.tokens == 5 * 16 // 2  # 64 and 32 and 16 did not fit
+    _, _, _, (second,) = run(tmp_path, items[64:], Toy(fits=10), shared=budget)
+    assert (set(first.calls), set(second.calls)) == ({8}, {8})
 
 
 def test_one_item_that_does_not_fit_is_named(tmp_path):
@@ -230,35 +284,6 @@ def test_without_a_version_the_source_file_is_part_of_the_identity(tmp_path):
 def test_toys_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Toy().name = "x"  # type: ignore[misc]
-
-
-def test_a_prepared_batch_goes_to_page_locked_memory_as_it_is(monkeypatch):
-    import torch
-
-    from harness.encode import Prepared
-
-    pinned = []
-
-    def pin(tensor):
-        pinned.append(tuple(tensor.shape))
-        return tensor.clone()
-
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batch = {
-        "ids": np.arange(6).reshape(2, 3).T,  # not contiguous
-        "pixels": [np.ones((2, 2), np.float32), torch.ones(3)],
-        "none": np.zeros((0, 4)),
-        "names": np.array(["a"]),
-        "layout": ("x", 1),
-    }
-    got = Prepared(0, [1, 2], batch, {}, 1.0, 0.5).pin_memory()
-    assert sorted(pinned) == [(2, 2), (3,), (3, 2)]
-    assert (got.window, got.positions, got.seconds) == (0, [1, 2], 1.0)
-    np.testing.assert_array_equal(got.batch["ids"], batch["ids"])
-    np.testing.assert_array_equal(got.batch["pixels"][0], batch["pixels"][0])
-    assert torch.equal(got.batch["pixels"][1], batch["pixels"][1])
-    for name in ("none", "names", "layout"):
-        assert got.batch[name] is batch[name] or got.batch[name] == batch[name]
 
 
 def test_stages_padding_and_tokens_are_told(tmp_path, media):

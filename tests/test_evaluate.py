@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_a_result_holds_scores_ids_counts_and_provenance(tmp_path):
     assert result.headline == "hit_at_1"
     assert result.counts["queries"] == 6
     assert result.status == "complete"
-    assert result.provenance["counts"] == {"items": 12, "embedded": 12, "batches": 2}
+    assert result.provenance["counts"] == {"items": 12, "embedded": 12, "batches": 4}
     for name in ("harness", "git", "libraries", "device", "dtype", "seed", "command", "started", "seconds"):
         assert name in result.provenance
     assert (tmp_path / "runs" / result.path).is_file()
@@ -70,6 +71,37 @@ def test_run_and_per_query_outcomes_lie_beside_the_result(tmp_path):
     assert np.mean(table["hit_at_1"]) == outcome.result.metrics["hit_at_1"].value
     assert set(outcome.result.provenance["written"]) == {".run.gz", ".queries.parquet"}
     assert Stored.read(base).run().ranking(2) == back.ranking(2)
+
+
+def test_a_budget_too_small_for_an_item_is_said_and_changes_no_score(tmp_path):
+    (one,), said = run(tmp_path / "one", [task(echo)], batch_tokens=1)
+    assert said == ["toys/a: 12 items cost more than --batch-tokens 1: each was a batch by itself"]
+    assert one.result.provenance["counts"] == {"items": 12, "embedded": 12, "batches": 12, "over_budget": 12}
+    (two,), said = run(tmp_path / "two", [task(echo)])
+    assert (said, two.result.metrics) == ([], one.result.metrics)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, media, monkeypatch):
+    """Durations are of a clock that cannot; times of files are compared with themselves alone."""
+    pool = [*texts(3), Candidate("picture", (Image(tmp_path / "p.png"),))]
+    shutil.copy(media / "p0.png", tmp_path / "p.png")
+    made = [task(lambda: collection(3, candidates=pool), metrics=(Hit(1),))]
+    clock = iter(range(10**9, 0, -(10**7)))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    (first,), _ = run(tmp_path, made)
+    for when in (1.0, 4e9):
+        for path in tmp_path.rglob("*.*"):
+            os.utime(path, (when, when))
+        (kept,), _ = run(tmp_path, made)
+        (again,), _ = run(tmp_path, made, overwrite="always")
+        assert (kept.fresh, again.fresh) == (False, True)
+        assert again.result.provenance["counts"]["embedded"] == 0
+        assert again.result.metrics == first.result.metrics
+        assert min(again.result.provenance["seconds"].values()) >= 0
+    shutil.copy(media / "p1.png", tmp_path / "p.png")
+    os.utime(tmp_path / "p.png", (2.0, 2.0))  # a new picture, older than all that was made of the old one
+    (third,), _ = run(tmp_path, made, overwrite="always")
+    assert third.result.provenance["counts"]["embedded"] == 1
 
 
 def test_a_second_evaluation_keeps_the_result_and_encodes_nothing(tmp_path):

@@ -43,7 +43,7 @@ class SlowEmbedder(ToyEmbedder):
 @pytest.fixture
 def slow(monkeypatch):
     toy = Slow()
-    for module in ("encode", "plan"):
+    for module in ("device", "encode", "plan"):
         monkeypatch.setattr(f"harness.{module}.time", toy.clock)
     return toy
 
@@ -135,22 +135,26 @@ def run(tokens, encode, *, device="x86_64", search=0.0, products=0, load=None, *
 
 
 def test_the_speed_is_that_of_each_modality_on_this_device(tmp_path):
-    result(tmp_path, "a", **run({"text": 100}, 1.0, load=3.0))
-    result(tmp_path, "b", **run({"text": 300}, 1.0, load=5.0))
+    result(tmp_path, "a", **run({"text": 200}, 1.0, load=3.0))
+    result(tmp_path, "b", **run({"text": 400}, 2.0, load=5.0))
     result(tmp_path, "c", **run({"image": 50}, 5.0, search=2.0, products=1000))
     result(tmp_path, "d", **run({"text": 1}, 99.0, device="another"))
     result(tmp_path, "e", **run({"text": 1}, 99.0, encoded_on={"another": 8}))
     result(tmp_path, "f", harness="an old one")
+    result(tmp_path, "h", **run({"text": 1}, 99.0, compiled=True))
     (tmp_path / "task" / "g.json").write_text("{")
     speed = recorded(tmp_path, "x86_64")
-    assert speed.tokens == {"text": 200.0, "image": 10.0}
+    assert speed.tokens == pytest.approx({"text": 200.0, "image": 10.0})
+    assert speed.part == pytest.approx(0.0, abs=1e-9)
     assert (speed.load, speed.search, speed.dim) == (4.0, 500.0, 8)
-    assert speed.seconds({"text": 400, "image": 20, "video": 30}, 4000, load=True) == {
-        "load": 4.0,
-        "encode": 2.0 + 2.0 + 3.0,  # a clip goes at the pace of the slowest that is known
-        "search": 8.0,
-    }
-    assert speed.seconds({}, 0, load=False) == {"load": 0.0, "encode": 0.0, "search": 0.0}
+    assert speed.seconds({"text": 400, "image": 20, "video": 30}, 4000, parts=3, load=True) == pytest.approx(
+        {
+            "load": 4.0,
+            "encode": 2.0 + 2.0 + 3.0,  # a clip goes at the pace of the slowest that is known
+            "search": 8.0,
+        }
+    )
+    assert speed.seconds({}, 0, parts=0, load=False) == {"load": 0.0, "encode": 0.0, "search": 0.0}
 
 
 def test_without_a_record_nothing_is_recorded_and_the_rule_of_thumb_says_so(tmp_path):
@@ -164,7 +168,7 @@ def test_without_a_record_nothing_is_recorded_and_the_rule_of_thumb_says_so(tmp_
 def test_devices_share_the_encoding_alone(tmp_path):
     speed = Speed("a test", 1.0, {"text": 10.0}, search=1.0, load=2.0)
     (one,) = planned(tmp_path, [task(lambda: collection(6))])
-    one = dataclasses.replace(one, seconds=speed.seconds({"text": 80}, 5, load=True))
+    one = dataclasses.replace(one, seconds=speed.seconds({"text": 80}, 5, parts=1, load=True))
     assert (one.on(1), one.on(4)) == (2 + 8 + 5, 2 + 2 + 5)
 
 

@@ -30,6 +30,7 @@ from .shared import (
     TaskNames,
     Verbose,
     Workers,
+    batch_budget,
     chosen_suites,
     installed,
     options_of,
@@ -72,6 +73,9 @@ EngineChoice = Annotated[
     typer.Option(
         "--engine", help="Embed in this process, or on all devices of the Ray cluster at $RAY_ADDRESS."
     ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Let torch compile the model: slow to start, then faster.")
 ]
 SearcherName = Annotated[str, typer.Option("--searcher", help="Search backend: torch, faiss, or a plugin's.")]
 SearchMemory = Annotated[str, typer.Option(help="Memory budget of the search, such as 512M or 2G.")]
@@ -152,6 +156,7 @@ def evaluate(
     batch_tokens: BatchTokens = None,
     workers: Workers = None,
     engine: EngineChoice = EngineName.local,
+    compile: Compile = False,
     searcher: SearcherName = "torch",
     search_memory: SearchMemory = "1G",
     split: Split = None,
@@ -180,7 +185,7 @@ def evaluate(
 
     Only what the cache lacks is encoded; a run that was stopped goes on where it was.
     """
-    from harness.encode import EngineOptions, default_batch_tokens
+    from harness.encode import EngineOptions
     from harness.evaluate import EvalOptions
     from harness.evaluate import evaluate as run_evaluation
     from harness.task import Protocol
@@ -195,6 +200,7 @@ def evaluate(
     cluster = _cluster(device, workers) if engine is EngineName.ray and not dry_run else None
     device = usable_device("auto" if engine is EngineName.ray and device == "cuda" else device)
     use_caches(cache_dir, shared_cache)
+    tokens, probe_budget = batch_budget(batch_tokens, cluster.device if cluster else device)
     options = EvalOptions(
         data=data,
         output_dir=output_dir,
@@ -204,12 +210,7 @@ def evaluate(
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),
-        engine=EngineOptions(
-            device,
-            batch_tokens or default_batch_tokens(cluster.device if cluster else device),
-            workers,
-            quiet,
-        ),
+        engine=EngineOptions(device, tokens, workers, quiet, compile, probe_budget),
         searcher=searcher,
         search_memory=size_in_bytes(search_memory),
         overwrite=overwrite_strategy.value,

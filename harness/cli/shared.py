@@ -59,8 +59,12 @@ SharedCache = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
 BatchTokens = Annotated[
-    int | None,
-    typer.Option(min=1, help="Budget of a batch: items × the longest one's tokens; default by the device."),
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Budget of a batch: items × the longest one's tokens; auto looks for the fastest, and remembers"
+        " it; default by the device.",
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode and tokenise; default by the machine.")
@@ -125,6 +129,17 @@ def size_in_bytes(size: str) -> int:
     if not match:
         raise HarnessError(f"--search-memory {size!r} is not a size: write 512M or 2G")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def batch_budget(given: str | None, device: str) -> tuple[int, bool]:
+    """The budget of a batch on a device, and whether a better one is to be looked for."""
+    from harness.encode import default_batch_tokens
+
+    if given is None or given == "auto":
+        return default_batch_tokens(device), given == "auto"
+    if not given.isdecimal() or int(given) < 1:
+        raise HarnessError(f"--batch-tokens {given!r} is neither a number of tokens, 1 or more, nor auto")
+    return int(given), False
 
 
 def words(names: Sequence[str] | None) -> list[str]:

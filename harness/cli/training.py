@@ -24,6 +24,7 @@ from .shared import (
     SuiteNames,
     TaskNames,
     Workers,
+    batch_budget,
     chosen_suites,
     installed,
     print_board,
@@ -85,7 +86,7 @@ def train(
     it made but leave its manifest.json.
     """
     from harness import train as training
-    from harness.encode import EngineOptions, default_batch_tokens
+    from harness.encode import EngineOptions
     from harness.evaluate import require_data
     from harness.ranks import Ranks
 
@@ -96,7 +97,8 @@ def train(
         device = usable_device(device, ranks)
     alone = ranks.rank == 0
     board = _board(catalog, recipe, names, preset, tasks, suite, split)
-    engine = EngineOptions(device, batch_tokens or default_batch_tokens(device), workers, quiet or not alone)
+    tokens, probe = batch_budget(batch_tokens, device)
+    engine = EngineOptions(device, tokens, workers, quiet or not alone, probe=probe)
     options = training.TrainOptions(data, output_dir, files.cache_dir(), engine, catalog.tasks, chunk, ranks)
     try:
         planned = training.plan(recipe, names, options)

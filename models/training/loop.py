@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from harness.encode import Source, in_workers, out_of_memory
+from harness.device import out_of_memory
 from harness.errors import HarnessError, StorageError
 from harness.files import storage_error, write_text
 from harness.progress import progress
 from harness.ranks import PATIENCE, plain_cpu
 from harness.recipe import Settings, StageRun
+from harness.workers import Source, in_workers
 
 from .record import Record
 

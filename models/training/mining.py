@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.collection import Collection, Pool, Subset, checked, union
+from harness.device import release_memory
 from harness.digest import digest
-from harness.encode import Keyed, release_memory
+from harness.encode import Keyed
 from harness.errors import UnknownName
 from harness.evaluate import (
     EvalOptions,

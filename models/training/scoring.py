@@ -19,8 +19,8 @@ from functools import partial
 import numpy as np
 
 from harness.collection import Collection, Pool
+from harness.device import release_memory
 from harness.digest import Digests
-from harness.encode import release_memory
 from harness.errors import UnknownName
 from harness.evaluate import Retrieved
 from harness.model import Reranker, RerankFrontend, full_identity

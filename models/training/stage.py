@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.content import Item
-from harness.encode import Source
 from harness.recipe import Settings, StageRun
+from harness.workers import Source
 
 from ..input_spec import InputSpec
 from ..qwen_vl import QwenBatch, QwenFrontend
