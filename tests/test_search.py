@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from harness import search as module
 from harness.errors import HarnessError
 from harness.plugins.faiss_flat import FAISS
 from harness.run import BEYOND, Found, Ragged, SearchRequest
-from harness.search import TORCH, ArrayRows, rescore, search, tolerance
+from harness.search import TORCH, ArrayRows, plan, rescore, search, tolerance
+from harness.search.tile import Sieve, product
+from harness.search.top import Top
 
 Half = npt.NDArray[np.float16]
 ROOMY = 1 << 28
@@ -238,11 +239,10 @@ BFLOAT16 = pytest.mark.skipif(
 @pytest.mark.parametrize("make", [random_pool, constant, one_ulp_apart])
 def test_bfloat16_products_stay_within_the_eps_of_the_sieve(make: Callable[..., Half], dim: int) -> None:
     x = torch.from_numpy(make(np.random.default_rng(4), 64, dim))
-    sieve = module._Sieve.of(x)
-    products = module._gemm("cpu")(sieve.queries, x.float().bfloat16()).double()
-    error = (products - module._SCALE * (x.double() @ x.double().T)).abs()
-    assert products.max() < 1
-    assert bool((error <= sieve.eps[:, None]).all())
+    sieve = Sieve.of(x)
+    products = product("cpu")(sieve.queries, x.float().bfloat16()).double()
+    error = (products - x.double() @ x.double().T).abs()
+    assert bool((error <= sieve.eps[:, None] + sieve.ROUNDING * products.abs()).all())
 
 
 @BFLOAT16
@@ -252,10 +252,10 @@ def test_bfloat16_first_gives_the_same(
     make: Callable[..., Half], n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pools whose scores crowd overflow the running results, so that float32 takes over half-way."""
-    monkeypatch.setattr(module, "_SIFTED_POOL", 0)
+    monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
     took_over = []
-    sharpen = module._Top.sharpen
-    monkeypatch.setattr(module._Top, "sharpen", lambda *given: took_over.append(given[1]) or sharpen(*given))
+    sharpen = Top._sharpen
+    monkeypatch.setattr(Top, "_sharpen", lambda *given: took_over.append(given) or sharpen(*given))
     for k in (1, 9, 100):
         rng = np.random.default_rng(k)
         request = replace(request_for(make, n, 48, k, seed=k), exclude=lists(rng, 13, 0, n, 40))
