@@ -261,11 +261,23 @@ def test_bfloat16_first_gives_the_same(
         request = replace(request_for(make, n, 48, k, seed=k), exclude=lists(rng, 13, 0, n, 40))
         expected = brute_force(request)
         assert_same(search(request), expected)
+        assert n == 65 or make is not random_pool or not took_over
         assert_same(search(replace(request, memory=1 << 20)), expected)
+        if make is random_pool:
+            took_over.clear()
     if n == 4500 and make in (one_row, constant, one_ulp_apart):
         assert any(took_over)
-    if n == 65:
-        assert not took_over
+
+
+@BFLOAT16
+def test_float32_takes_over_where_the_last_query_alone_is_crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 copies of the row that the last query is; the others have a few of 4,096 within reach."""
+    monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
+    request = request_for(random_pool, 6096, 48, 9)
+    assert isinstance(request.pool, ArrayRows)
+    assert isinstance(request.queries, ArrayRows)
+    request.pool.array[4096:] = request.queries.array[-1]
+    assert_same(search(request), brute_force(request))
 
 
 @pytest.mark.parametrize("make", POOLS)

@@ -85,8 +85,8 @@ def _dots(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
     for (a, b), owner in zip(pairwise(bounds), owners, strict=True):
         at = a % step
         if not at:
-            some = candidates[a : a + step]
-            double[: len(some)].copy_(single[: len(some)].copy_(some))
+            n = min(step, count - a)
+            double[:n].copy_(single[:n].copy_(candidates[a : a + n]))
         np.dot(rows[at : at + b - a], asked[owner], out=scores[a:b])
     return scores.astype(np.float32) + np.float32(0)  # -0.0 becomes 0.0
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from harness.search.tile import Gemm
 
+_PIECE = 512
+
 
 def search(request: SearchRequest) -> Found:
     """The built-in backend: torch, on the CPU or on a CUDA device.
@@ -165,7 +167,7 @@ def _read(request: SearchRequest, plan: Plan, blocks: Sequence[_Block[W]]) -> No
     with ThreadPoolExecutor(1, thread_name_prefix="search-reader") as reader:
         ahead = _ahead(reader, lambda a: pool.block(a, min(size, a + plan.tile)), starts)
         for start, rows in zip(starts, ahead, strict=True):
-            tile.fill(start, rows, any(block.sieve for block in blocks))
+            tile.fill(start, rows)
             for block in blocks:
                 block.show(tile, multiply)
 
@@ -215,45 +217,58 @@ class _Block(Generic[W]):
         self._gone_rows = row[order]
         self._gone = torch.from_numpy(np.stack([query[order], row[order]])).to(self.queries.device)
 
-    def show(self, rows: _Tile, multiply: Gemm) -> None:
+    def show(self, tile: _Tile, multiply: Gemm) -> None:
         """Offer the products with a tile: in bfloat16 where the block has a sieve, and in float32 where it
         has none or too many pairs pass it, this time and from then on."""
         if self.sieve is not None:
-            coarse, tile = self.sieve.queries, rows.rounded
-            # A maximum over float32 is five times as fast as over bfloat16.
-            scores = rows.scratch[: len(coarse) * len(tile)].view(len(coarse), -1)
-            if self._offer(rows, coarse, tile, scores.copy_(multiply(coarse, tile))):
+            if self._offer(tile, self.sieve.queries, tile.rounded(), multiply):
                 return
             self.sieve = None
-        queries = rows.asked[: len(self.queries)].copy_(self.queries)
-        self._offer(rows, queries, rows.tile, multiply(queries, rows.tile))
+        queries = tile.asked[: len(self.queries)].copy_(self.queries)
+        self._offer(tile, queries, tile.whole(), multiply)
 
-    def _offer(self, rows: _Tile, queries: Tensor, tile: Tensor, scores: Tensor) -> bool:
-        scores[:, rows.count :] = float("-inf")
-        a, b = np.searchsorted(self._gone_rows, [rows.start, rows.start + len(tile)]).tolist()
+    def _offer(self, tile: _Tile, queries: Tensor, rows: Tensor, multiply: Gemm) -> bool:
+        scores = multiply(queries, rows)
+        scores[:, tile.count :] = float("-inf")
+        a, b = np.searchsorted(self._gone_rows, [tile.start, tile.start + tile.count]).tolist()
         if a < b:
-            scores[self._gone[0, a:b], self._gone[1, a:b] - rows.start] = float("-inf")
-        return self.watch.offer(Scored(queries, tile, scores, rows.start, rows.count, rows.scratch))
+            scores[self._gone[0, a:b], self._gone[1, a:b] - tile.start] = float("-inf")
+        return self.watch.offer(Scored(queries, rows, scores, tile.start, tile.count, tile.scratch))
 
 
 class _Tile:
-    """A tile of the pool in memory that all tiles share, and memory for what is done with it: without it,
-    a conversion takes ten times as long in page faults."""
+    """Rows of the pool, in memory that all tiles share: without it, a conversion takes ten times as long
+    in page faults. Rows beyond the pool's end are 0."""
 
     def __init__(self, request: SearchRequest, plan: Plan) -> None:
         import torch
 
         device, dim = on_device(request.device), request.pool.dim
         kind = torch.float32 if device == "cpu" else torch.float16
-        self.tile = torch.empty(plan.tile, dim, dtype=kind, device=device)
-        self.rounded = torch.empty(self.tile.shape if plan.sifted else 0, dtype=torch.bfloat16)
+        self._whole = torch.empty(plan.tile, dim, dtype=kind, device=device)
+        self._rounded = torch.empty(self._whole.shape if plan.sifted else 0, dtype=torch.bfloat16)
         self.asked = torch.empty(plan.queries, dim, dtype=kind, device=device)
         self.scratch = torch.empty(plan.queries * plan.tile, device=device)
-        self.start = self.count = 0
 
-    def fill(self, start: int, rows: Tensor, rounded: bool) -> None:
-        self.start, self.count = start, len(rows)
-        self.tile[: len(rows)].copy_(rows)
-        self.tile[len(rows) :].zero_()
-        if rounded:
-            self.rounded.copy_(self.tile)
+    def fill(self, start: int, rows: Tensor) -> None:
+        self.start, self.count, self._rows = start, len(rows), rows
+        self._is_whole = self._is_rounded = False
+
+    def whole(self) -> Tensor:
+        """[C, D] float32, on CUDA float16"""
+        if not self._is_whole:
+            self._whole[: self.count].copy_(self._rows)
+            self._whole[self.count :].zero_()
+            self._is_whole = True
+        return self._whole
+
+    def rounded(self) -> Tensor:
+        """[C, D] bfloat16, by way of pieces in float32 that stay in the processor's cache"""
+        if not self._is_rounded:
+            self._is_whole = False
+            for a in range(0, self.count, _PIECE):
+                piece = self._rows[a : a + _PIECE]
+                self._rounded[a : a + len(piece)].copy_(self._whole[: len(piece)].copy_(piece))
+            self._rounded[self.count :].zero_()
+            self._is_rounded = True
+        return self._rounded

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.run import Float32, Int64
 from harness.search.scores import exact, tolerance
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Gemm = Callable[[Tensor, Tensor], Tensor]
+
+Int16 = npt.NDArray[np.int16]
 
 GROUP = 64
 """Scores per maximum."""
@@ -59,7 +62,7 @@ class Scored:
     tile: Tensor
     """[C, D], the last rows zero where the pool ends"""
     scores: Tensor
-    """[B, C] float32, -inf where a pair is no candidate"""
+    """[B, C] float32, or bfloat16 as products of bfloat16 are; -inf where a pair is no candidate"""
     start: int
     """the pool row of the tile's first row"""
     count: int
@@ -68,8 +71,15 @@ class Scored:
     """float32 memory for a comparison of all scores"""
 
     def maxima(self) -> Tensor:
-        """[B, C / 64]"""
-        return self.scores.view(len(self.scores), -1, GROUP).amax(2)
+        """Of the ordered scores, [B, C / 64]"""
+        return self.ordered().view(len(self.scores), -1, GROUP).amax(2)
+
+    def ordered(self) -> Tensor:
+        """The scores as numbers that order them: of bfloat16 the bits as int16, which order what is
+        above 0 and leave the rest below, at a quarter of the time."""
+        import torch
+
+        return self.scores.view(torch.int16) if self.scores.dtype == torch.bfloat16 else self.scores
 
     def compared(self, scores: Tensor) -> Tensor:
         """Scratch of the shape of `scores`: a comparison written as float32 sums ten times faster."""
@@ -96,6 +106,18 @@ class Scored:
             some = self.queries[present[i * step : (i + 1) * step]].double() @ wide
             scores[a:b] = some[lines[a:b] - i * step, at[a:b]].float().cpu().numpy()
         return scores + np.float32(0)
+
+
+def single(ordered: Float32 | Int16) -> Float32:
+    """The scores that these numbers stand for."""
+    if ordered.dtype == np.int16:
+        return (ordered.astype(np.int32) << 16).view(np.float32)
+    return ordered.astype(np.float32, copy=False)
+
+
+def order(scores: Float32, like: Float32 | Int16) -> Float32 | Int16:
+    """The numbers that stand for these scores, rounded towards 0 where they are bits."""
+    return (scores.view(np.int32) >> 16).astype(np.int16) if like.dtype == np.int16 else scores
 
 
 @dataclass(frozen=True, slots=True)

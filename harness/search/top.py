@@ -14,7 +14,7 @@ from harness.run import Float32, Int32, Int64, SearchRequest
 from harness.search.plan import Plan
 from harness.search.rows import Vectors
 from harness.search.scores import LAST, NOTHING, exact_pairs, keys_of, rows_of, scores_of, tolerance
-from harness.search.tile import GROUP, Scored, Sieve
+from harness.search.tile import GROUP, Int16, Scored, Sieve, order, single
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,33 +50,44 @@ class Top:
         self._due = 0
 
     def offer(self, scored: Scored) -> bool:
-        scores = scored.scores.numpy()
-        if not self._primed and scores.shape[1] >= self._k:
-            least = scores.shape[1] - self._k
-            self._raise(slice(None), np.partition(scores, least, axis=1)[:, least])
+        ordered = scored.ordered().numpy()
+        if not self._primed and ordered.shape[1] >= self._k:
+            least = ordered.shape[1] - self._k
+            self._raise(slice(None), single(np.partition(ordered, least, axis=1)[:, least]))
             self._primed = True
-        groups = scored.maxima().numpy() >= self._bound[:, None]
+        # Nothing orders what bfloat16 has below 0.
+        self._crowded = bool(self._rounding) and bool((self._bound <= 0).any())
+        bound = order(self._bound, ordered)
+        groups = scored.maxima().numpy() >= bound[:, None]
         # Lists of hits of all scores of a tile at once would take several times its memory.
         step = len(groups) if groups.sum() * 4 <= groups.size else max(1, len(groups) // 8)
         for a in range(0, len(groups), step):
-            self._add(scored, scores, groups[a : a + step], a)
-            if self._crowded:
-                self._sharpen(scored)
-                return False
+            if not self._crowded:
+                self._add(scored, ordered, groups[a : a + step], bound, a)
+        if self._crowded:
+            self._sharpen(scored)
+            return False
         if self._fill.sum() > self._due:
             self._compress()
         return True
 
-    def _add(self, scored: Scored, scores: Float32, groups: npt.NDArray[np.bool_], first: int) -> None:
+    def _add(
+        self,
+        scored: Scored,
+        ordered: Float32 | Int16,
+        groups: npt.NDArray[np.bool_],
+        bound: Float32 | Int16,
+        first: int,
+    ) -> None:
         """Keep the scores of these groups, of the queries from `first` on, that reach the bound."""
         per_query = groups.shape[1]
         index = np.flatnonzero(groups)
         query = index // per_query + first
-        values = scores.reshape(-1, GROUP).take(index + first * per_query, axis=0)
-        hit = np.flatnonzero(values >= self._bound[query][:, None])
+        values = ordered.reshape(-1, GROUP).take(index + first * per_query, axis=0)
+        hit = np.flatnonzero(values >= bound[query][:, None])
         group = hit // GROUP
         row = index[group] % per_query * GROUP + hit % GROUP + scored.start
-        self._append(scored, query[group], keys_of(values.reshape(-1)[hit], row))
+        self._append(scored, query[group], keys_of(single(values.reshape(-1)[hit]), row))
 
     def _append(self, scored: Scored, query: Int64, keys: Int64) -> None:
         count = self._count(query)
