@@ -18,7 +18,10 @@ from harness.errors import HarnessError
 from harness.plugins.faiss_flat import FAISS
 from harness.run import BEYOND, Found, Ragged, SearchRequest
 from harness.search import TORCH, ArrayRows, plan, rescore, search, tolerance
-from harness.search.tile import Sieve, product
+from harness.search.device import DeviceTop
+from harness.search.plan import Plan
+from harness.search.sweep import ranked
+from harness.search.tile import Scored, Sieve, product
 from harness.search.top import Top
 
 Half = npt.NDArray[np.float16]
@@ -278,6 +281,44 @@ def test_float32_takes_over_where_the_last_query_alone_is_crowded(monkeypatch: p
     assert isinstance(request.queries, ArrayRows)
     request.pool.array[4096:] = request.queries.array[-1]
     assert_same(search(request), brute_force(request))
+
+
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize("n", [65, 4500])
+def test_what_a_device_keeps_gives_the_same(make: Callable[..., Half], n: int) -> None:
+    """On the CPU here. More ties than it keeps leave a query uncertain, for the other kind to decide."""
+    for k in (1, 9, 300):
+        request = replace(request_for(make, n, 48, k), exclude=lists(np.random.default_rng(k), 13, 0, n, 40))
+        expected = brute_force(request)
+        for memory in (ROOMY, 1 << 20):
+            rows, scores = ranked(replace(request, memory=memory), DeviceTop)
+            np.testing.assert_array_equal(rows, expected.rows)
+            np.testing.assert_array_equal(scores, expected.scores)
+
+
+def test_a_device_is_uncertain_of_the_queries_alone_that_more_ties_reach_than_it_keeps() -> None:
+    """1,000 rows of 9,000 equal the first query, and 100 the second: room is for 9 and 256 more."""
+    request = request_for(random_pool, 9000, 48, 9)
+    assert isinstance(request.pool, ArrayRows)
+    asked = request.queries.take(np.array([0, 6, 9]))
+    request.pool.array[:1000], request.pool.array[2000:2100] = asked[0], asked[1]
+    request = replace(request, queries=ArrayRows(asked), positives=Ragged.of([()] * 3))
+    top = DeviceTop(request, Plan.of(request, 9), 9, torch.from_numpy(asked), None)
+    scores = torch.from_numpy(asked).float() @ torch.from_numpy(request.pool.array[:8960]).float().T
+    queries, tile = torch.from_numpy(asked), torch.from_numpy(request.pool.array[:8960])
+    top.offer(Scored(queries, tile, scores, 0, 8960, torch.empty(0)))
+    assert top.result()[2].tolist() == [False, True, True]
+
+
+def test_a_device_is_shown_tiles_without_being_waited_for() -> None:
+    """Meta tensors hold no data: whatever depends on it, as a list of hits does, raises."""
+    request = request_for(random_pool, 9, 64, 40)
+    width = Plan.of(request, 40).width
+    for columns in (64, 64 * (width + 1)):
+        queries, tile = (torch.empty(n, 64, dtype=torch.float16, device="meta") for n in (13, columns))
+        top = DeviceTop(request, Plan.of(request, 40), 40, queries, None)
+        scores = torch.empty(13, columns, device="meta")
+        assert top.offer(Scored(queries, tile, scores, 0, columns, scores))
 
 
 @pytest.mark.parametrize("make", POOLS)

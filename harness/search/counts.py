@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.run import BEYOND, Float32, Found, Int32, Int64, SearchRequest
-from harness.search.rows import on_device, pairs_of, set_of
+from harness.search.rows import on_device, pairs_of, set_of, within
 from harness.search.scores import rescore, tolerance
 from harness.search.tile import Scored
 
@@ -55,7 +55,7 @@ class Places:
 
         size, positives = len(request.pool), request.positives
         pairs = pairs_of(positives, start, stop, size)
-        reached = (pairs >= 0) & ~np.isin(pairs, set_of(request.exclude, start, stop, size))
+        reached = (pairs >= 0) & ~within(set_of(request.exclude, start, stop, size), pairs)
         query, row = np.divmod(pairs[reached], max(1, size))
         # The first positives of all queries, then the second ones, and so on: within each level a
         # query stands once, so that a level is a comparison of rows with one number each.

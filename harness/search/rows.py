@@ -81,6 +81,16 @@ def set_of(lists: Ragged | None, start: int, stop: int, size: int) -> Int64:
     return distinct
 
 
+def within(ascending: Int64, values: Int64) -> npt.NDArray[np.bool_]:
+    """Which values are among the ascending ones."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=np.bool_)
+    found: npt.NDArray[np.bool_] = (
+        ascending[np.searchsorted(ascending, values).clip(max=len(ascending) - 1)] == values
+    )
+    return found
+
+
 def spans(indptr: Int64, most: int) -> Iterator[tuple[int, int]]:
     """Ranges of queries with at most `most` values each, or of one query."""
     start, last = 0, len(indptr) - 1

@@ -79,10 +79,11 @@ def _dots(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
     first, last = int(query.min()), int(query.max())
     rows, asked = double.numpy(), queries[first : last + 1].double().numpy()
     scores = np.empty(count)
-    runs = np.flatnonzero(np.diff(query, prepend=-1, append=-1))
-    bounds = np.union1d(runs, np.arange(0, count, step)).tolist()
-    owners = (query[bounds[:-1]] - first).tolist()
-    for (a, b), owner in zip(pairwise(bounds), owners, strict=True):
+    starts = np.diff(query, prepend=-1) != 0
+    starts[::step] = True
+    bounds = np.flatnonzero(starts)
+    owners = (query[bounds] - first).tolist()
+    for (a, b), owner in zip(pairwise([*bounds.tolist(), count]), owners, strict=True):
         at = a % step
         if not at:
             n = min(step, count - a)
@@ -118,8 +119,10 @@ def rescore(request: SearchRequest, query: Int64, rows: Int64) -> Float32:
     scores = np.empty(len(query), dtype=np.float32)
     step = gathered_rows(request)
     for a in range(0, len(query), step):
-        present, index = np.unique(query[a : a + step], return_inverse=True)
-        scores[a : a + step] = exact(asked.take(present), pool.take(rows[a : a + step]), index)
+        part = query[a : a + step]
+        starts = np.diff(part, prepend=-1) != 0
+        at = np.cumsum(starts) - 1
+        scores[a : a + step] = exact(asked.take(part[starts]), pool.take(rows[a : a + step]), at)
     return scores
 
 

@@ -16,7 +16,7 @@ from harness.search.counts import Counts, Places
 from harness.search.device import DeviceTop
 from harness.search.galleries import scoped
 from harness.search.plan import Plan
-from harness.search.rows import ArrayRows, Vectors, on_device, pairs_of, set_of, spans
+from harness.search.rows import ArrayRows, Vectors, on_device, pairs_of, set_of, spans, within
 from harness.search.scores import rescore
 from harness.search.tile import Scored, Sieve, full_precision, product
 from harness.search.top import Top
@@ -73,7 +73,7 @@ def placed(request: SearchRequest, rows: Int32, scores: Float32) -> Found:
     found = Counts.empty(len(positives.values))
     for a, b in spans(positives.indptr, max(1, request.memory // (32 * (k + 1)))):
         pairs = pairs_of(positives, a, b, size)
-        reached = (pairs >= 0) & ~np.isin(pairs, set_of(request.exclude, a, b, size))
+        reached = (pairs >= 0) & ~within(set_of(request.exclude, a, b, size), pairs)
         query, row = np.divmod(pairs[reached], max(1, size))
         score = rescore(request, query + a, row)
         ranked = scores[a:b][query]

@@ -172,7 +172,7 @@ class Top:
         out = kept > self._limit(slice(None))[:, None]
         kept[out] = NOTHING
         self._fill = kept.shape[1] - out.sum(1)
-        self._due = self._fill.sum() * 5 // 4 + 32 * len(self._fill)
+        self._due = self._fill.sum() * 3 // 2 + 32 * len(self._fill)
 
     def _score_kept(self, which: npt.NDArray[np.bool_]) -> None:
         """Replace the rough keys that these queries have kept by canonical ones."""
