@@ -11,13 +11,14 @@ from harness.search.galleries import scoped
 from harness.search.plan import peak_memory, sifted
 from harness.search.rows import ArrayRows
 from harness.search.scores import best, rescore, tolerance
-from harness.search.sweep import TORCH, check, placed, search
+from harness.search.sweep import TORCH, check, only, placed, search
 
 __all__ = [
     "TORCH",
     "ArrayRows",
     "best",
     "check",
+    "only",
     "peak_memory",
     "placed",
     "rescore",

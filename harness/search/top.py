@@ -29,7 +29,7 @@ class Top:
     A rough score is within eps of the canonical one, and rounded: the k-th best rough score seen tells
     what the k-th best canonical one is at least, and what lies too far below it is out: `_bound`. Where
     more are within reach than there is room for, their canonical scores decide (`_settle`); behind a
-    sieve, `crowded` says so, and float32 decides.
+    sieve, float32 ones do (`_sharpen`).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Top:
         self._keys = np.full((b, plan.width), NOTHING)
         self._fill = np.zeros(b, np.int64)
         self._exact = np.zeros(b, np.bool_)
-        self._due = 0
+        self._due = 0  # how many may be kept before what they leave one another is worth a look
 
     def offer(self, scored: Scored) -> bool:
         ordered = scored.ordered().numpy()
