@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from harness.errors import HarnessError
 from harness.run import Float32, Found, Int32, Int64, Ragged, Searcher, SearchRequest
-from harness.search import ArrayRows, best, check, placed, rescore, scoped, tolerance
+from harness.search import best, check, only, placed, rescore, scoped, tolerance
 from harness.search import search as exhaustive
 
 _SPARE = 32
@@ -54,7 +54,7 @@ def search(request: SearchRequest) -> Found:
             certain[a : a + step] = (width >= size) | (low + eps < scores[part, -1])
         left, width = left[~certain], 2 * width
     if len(left):
-        rest = exhaustive(_only(request, left, k))
+        rest = exhaustive(replace(only(request, left, Ragged.of([()] * len(left))), k=k))
         rows[left], scores[left] = rest.rows, rest.scores
     return placed(request, rows, scores)
 
@@ -107,15 +107,3 @@ def _excluded(request: SearchRequest, part: Int64, query: Int64, rows: Int64) ->
     size = len(request.pool)
     pairs = [i * size + request.exclude[q].astype(np.int64) for i, q in enumerate(part.tolist())]
     return np.isin(query * size + rows, np.concatenate(pairs))
-
-
-def _only(request: SearchRequest, queries: Int64, k: int) -> SearchRequest:
-    """The request for the best k of these queries alone, without positives."""
-    exclude = request.exclude
-    return replace(
-        request,
-        k=k,
-        queries=ArrayRows(request.queries.take(queries)),
-        positives=Ragged.of([()] * len(queries)),
-        exclude=None if exclude is None else Ragged.of([exclude[q].tolist() for q in queries.tolist()]),
-    )

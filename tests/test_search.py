@@ -14,11 +14,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from harness import search as module
 from harness.errors import HarnessError
 from harness.plugins.faiss_flat import FAISS
 from harness.run import BEYOND, Found, Ragged, SearchRequest
-from harness.search import TORCH, ArrayRows, rescore, search, tolerance
+from harness.search import TORCH, ArrayRows, plan, rescore, search, tolerance
+from harness.search.device import DeviceTop
+from harness.search.plan import Plan
+from harness.search.sweep import ranked
+from harness.search.tile import Scored, Sieve, product
+from harness.search.top import Top
 
 Half = npt.NDArray[np.float16]
 ROOMY = 1 << 28
@@ -238,11 +242,10 @@ BFLOAT16 = pytest.mark.skipif(
 @pytest.mark.parametrize("make", [random_pool, constant, one_ulp_apart])
 def test_bfloat16_products_stay_within_the_eps_of_the_sieve(make: Callable[..., Half], dim: int) -> None:
     x = torch.from_numpy(make(np.random.default_rng(4), 64, dim))
-    sieve = module._Sieve.of(x)
-    products = module._gemm("cpu")(sieve.queries, x.float().bfloat16()).double()
-    error = (products - module._SCALE * (x.double() @ x.double().T)).abs()
-    assert products.max() < 1
-    assert bool((error <= sieve.eps[:, None]).all())
+    sieve = Sieve.of(x)
+    products = product("cpu")(sieve.queries, x.float().bfloat16()).double()
+    error = (products - x.double() @ x.double().T).abs()
+    assert bool((error <= sieve.eps[:, None] + sieve.ROUNDING * products.abs()).all())
 
 
 @BFLOAT16
@@ -252,20 +255,70 @@ def test_bfloat16_first_gives_the_same(
     make: Callable[..., Half], n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pools whose scores crowd overflow the running results, so that float32 takes over half-way."""
-    monkeypatch.setattr(module, "_SIFTED_POOL", 0)
+    monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
     took_over = []
-    sharpen = module._Top.sharpen
-    monkeypatch.setattr(module._Top, "sharpen", lambda *given: took_over.append(given[1]) or sharpen(*given))
+    sharpen = Top._sharpen
+    monkeypatch.setattr(Top, "_sharpen", lambda *given: took_over.append(given) or sharpen(*given))
     for k in (1, 9, 100):
         rng = np.random.default_rng(k)
         request = replace(request_for(make, n, 48, k, seed=k), exclude=lists(rng, 13, 0, n, 40))
         expected = brute_force(request)
         assert_same(search(request), expected)
+        assert n == 65 or make is not random_pool or not took_over
         assert_same(search(replace(request, memory=1 << 20)), expected)
+        if make is random_pool:
+            took_over.clear()
     if n == 4500 and make in (one_row, constant, one_ulp_apart):
         assert any(took_over)
-    if n == 65:
-        assert not took_over
+
+
+@BFLOAT16
+def test_float32_takes_over_where_the_last_query_alone_is_crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 copies of the row that the last query is; the others have a few of 4,096 within reach."""
+    monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
+    request = request_for(random_pool, 6096, 48, 9)
+    assert isinstance(request.pool, ArrayRows)
+    assert isinstance(request.queries, ArrayRows)
+    request.pool.array[4096:] = request.queries.array[-1]
+    assert_same(search(request), brute_force(request))
+
+
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize("n", [65, 4500])
+def test_what_a_device_keeps_gives_the_same(make: Callable[..., Half], n: int) -> None:
+    """On the CPU here. More ties than it keeps leave a query uncertain, for the other kind to decide."""
+    for k in (1, 9, 300):
+        request = replace(request_for(make, n, 48, k), exclude=lists(np.random.default_rng(k), 13, 0, n, 40))
+        expected = brute_force(request)
+        for memory in (ROOMY, 1 << 20):
+            rows, scores = ranked(replace(request, memory=memory), DeviceTop)
+            np.testing.assert_array_equal(rows, expected.rows)
+            np.testing.assert_array_equal(scores, expected.scores)
+
+
+def test_a_device_is_uncertain_of_the_queries_alone_that_more_ties_reach_than_it_keeps() -> None:
+    """1,000 rows of 9,000 equal the first query, and 100 the second: room is for 9 and 256 more."""
+    request = request_for(random_pool, 9000, 48, 9)
+    assert isinstance(request.pool, ArrayRows)
+    asked = request.queries.take(np.array([0, 6, 9]))
+    request.pool.array[:1000], request.pool.array[2000:2100] = asked[0], asked[1]
+    request = replace(request, queries=ArrayRows(asked), positives=Ragged.of([()] * 3))
+    top = DeviceTop(request, Plan.of(request, 9), 9, torch.from_numpy(asked), None)
+    scores = torch.from_numpy(asked).float() @ torch.from_numpy(request.pool.array[:8960]).float().T
+    queries, tile = torch.from_numpy(asked), torch.from_numpy(request.pool.array[:8960])
+    top.offer(Scored(queries, tile, scores, 0, 8960, torch.empty(0)))
+    assert top.result()[2].tolist() == [False, True, True]
+
+
+def test_a_device_is_shown_tiles_without_being_waited_for() -> None:
+    """Meta tensors hold no data: whatever depends on it, as a list of hits does, raises."""
+    request = request_for(random_pool, 9, 64, 40)
+    width = Plan.of(request, 40).width
+    for columns in (64, 64 * (width + 1)):
+        queries, tile = (torch.empty(n, 64, dtype=torch.float16, device="meta") for n in (13, columns))
+        top = DeviceTop(request, Plan.of(request, 40), 40, queries, None)
+        scores = torch.empty(13, columns, device="meta")
+        assert top.offer(Scored(queries, tile, scores, 0, columns, scores))
 
 
 @pytest.mark.parametrize("make", POOLS)
