@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from harness.bench import WORDS
+from harness.bench.texts import LENGTHS
 from harness.content import Image, Item, Text
 from harness.device import Budget
 from harness.digest import Digests
@@ -96,7 +96,7 @@ def mbeir_costs(count):
     rng = np.random.default_rng(0)
     parts = [
         np.exp(rng.normal(np.log(mean) - spread**2 / 2, spread, round(share * count)))
-        for share, mean, spread in WORDS
+        for share, mean, spread in LENGTHS
     ]
     return rng.permutation(np.concatenate(parts) * 1.3 + 2).astype(np.int64)
 
