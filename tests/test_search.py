@@ -19,6 +19,7 @@ from harness.plugins.faiss_flat import FAISS
 from harness.run import BEYOND, Found, Ragged, SearchRequest
 from harness.search import TORCH, ArrayRows, plan, rescore, search, tolerance
 from harness.search.device import DeviceTop
+from harness.search.parts import devices_of
 from harness.search.plan import Plan
 from harness.search.sweep import ranked
 from harness.search.tile import Scored, Sieve, product
@@ -319,6 +320,26 @@ def test_a_device_is_shown_tiles_without_being_waited_for() -> None:
         top = DeviceTop(request, Plan.of(request, 40), 40, queries, None)
         scores = torch.empty(13, columns, device="meta")
         assert top.offer(Scored(queries, tile, scores, 0, columns, scores))
+
+
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize(("n", "devices"), [(700, 3), (2, 3), (65, 2)])
+def test_parts_of_a_pool_on_several_devices_give_the_same(
+    make: Callable[..., Half], n: int, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.search.sweep.devices_of", lambda name: [name] * devices)
+    request = request_for(make, n, 64, 12)
+    assert_same(search(request), brute_force(request))
+    some = lists(np.random.default_rng(3), 13, 0, n, 30)
+    request = replace(request, exclude=some)
+    assert_same(search(request), brute_force(request))
+
+
+def test_cuda_without_a_number_means_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert devices_of("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices_of("cuda:1") == ["cuda:1"]
+    assert devices_of("cpu") == ["cpu"]
 
 
 @pytest.mark.parametrize("make", POOLS)

@@ -15,6 +15,7 @@ from harness.run import BEYOND, Float32, Found, Int32, Int64, Ragged, Searcher, 
 from harness.search.counts import Counts, Places
 from harness.search.device import DeviceTop
 from harness.search.galleries import scoped
+from harness.search.parts import devices_of, in_parts
 from harness.search.plan import Plan
 from harness.search.rows import ArrayRows, Vectors, on_device, pairs_of, set_of, spans, within
 from harness.search.scores import rescore
@@ -30,7 +31,7 @@ _PIECE = 512
 
 
 def search(request: SearchRequest) -> Found:
-    """The built-in backend: torch, on the CPU or on a CUDA device.
+    """The built-in backend: torch, on the CPU, on a CUDA device, or (`cuda`) on all of them.
 
     Memory beyond queries and results stays within `request.memory`; the pool is read block by
     block, once, or once per group of queries where the running results of all do not fit.
@@ -39,8 +40,8 @@ def search(request: SearchRequest) -> Found:
     check(request)
     if request.scope is not None:
         return scoped(request)
-    on_cuda = request.device.startswith("cuda")
-    return placed(request, *ranked(replace(request, k=request.k + 1), DeviceTop if on_cuda else Top))
+    deeper = replace(request, k=request.k + 1)
+    return placed(request, *in_parts(deeper, devices_of(request.device), ranked))
 
 
 TORCH = Searcher("torch", "exact blocked search in torch, on CPU or CUDA", search)
@@ -105,7 +106,7 @@ def _recount(request: SearchRequest, found: Counts, which: Int64) -> None:
         found.put(which[block.watch.index], block.watch.result())
 
 
-def ranked(request: SearchRequest, kind: type[Top | DeviceTop]) -> tuple[Int32, Float32]:
+def ranked(request: SearchRequest, kind: type[Top | DeviceTop] | None = None) -> tuple[Int32, Float32]:
     """The best k of every query, [Q, k] padded with -1 and -inf; what leaves a device uncertain, such as
     more ties than it keeps, is searched once more on the CPU."""
     n, k = len(request.queries), request.k
@@ -113,13 +114,14 @@ def ranked(request: SearchRequest, kind: type[Top | DeviceTop]) -> tuple[Int32, 
     scores = np.full((n, k), -np.inf, dtype=np.float32)
     certain = np.ones(n, dtype=np.bool_)
     plan = Plan.of(request, k)
-    for block in _shown(request, plan, lambda block: kind(request, plan, k, block.queries, block.sieve)):
+    top = kind or (DeviceTop if request.device.startswith("cuda") else Top)
+    for block in _shown(request, plan, lambda block: top(request, plan, k, block.queries, block.sieve)):
         at = slice(block.start, block.stop)
         rows[at], scores[at], certain[at] = block.watch.result()
     left = np.flatnonzero(~certain)
     if len(left):
         again = replace(only(request, left, Ragged.of([()] * len(left))), device="cpu")
-        rows[left], scores[left] = ranked(again, Top)
+        rows[left], scores[left] = ranked(again)
     return rows, scores
 
 
