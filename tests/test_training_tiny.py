@@ -115,7 +115,7 @@ def test_every_recipe_runs_and_makes_something_else_than_its_parent(name, place)
 
 
 def test_what_stages_made_is_evaluated_like_any_model(place):
-    out, recipe = place / "out", small(RECIPES["umarvel-mbeir-only"], place)
+    out, recipe = place / "alone", small(RECIPES["umarvel-mbeir-only"], place)
     training = TrainOptions(
         data=place,
         output_dir=out,

@@ -40,7 +40,7 @@ TINY: Mapping[str, Settings] = {
         **_WEIGHTS,
         **_PARTS,
         **_MIXTURE,
-        **{"batch": 16, "learning_rate": 1e-4, "most_steps": 40, "threshold": 0.9},
+        **{"batch": 16, "learning_rate": 3e-5, "most_steps": 40, "threshold": 0.9},
     },
     "reranker": {
         **_BASE,
