@@ -145,11 +145,15 @@ def test_the_checkpoint_that_a_stage_starts_from_counts(recipe, name, tiny_qwen)
 def test_what_stages_make_is_no_base(tiny_qwen):
     made = [
         a_stage("umarvel", "nli", "scratch:toy"),
-        a_stage("umarvel", "nli", "taught:tiny"),
         a_stage("umarvel", "mbeir", "/gone"),
         a_stage("umarvel", "reranker", "/gone", init="retriever"),
     ]
-    assert [stage.base(stage) for stage in made] == [None] * 4
+    assert [stage.base(stage) for stage in made] == [None] * 3
+
+
+def test_a_taught_base_counts_by_what_it_is_taught_by():
+    one, same, other = (a_stage("umarvel", "nli", "taught:tiny", seed=seed) for seed in (1, 1, 2))
+    assert one.base(one) == same.base(same) != other.base(other)
 
 
 def _adapter_of(folder, base):

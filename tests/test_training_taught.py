@@ -31,7 +31,9 @@ def test_likeness_of_words_is_the_teachers(teacher, tmp_path):
 
     base = taught(toys.stage(tmp_path), "toy")
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    table = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    weights = load_file(base / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    assert (weights["lm_head.weight"] == table / 8).all()
     letters = words(teacher)
     ids = [tokenizer.encode(f" {letter}").ids for letter in letters]
     assert {len(row) for row in ids} == {1}

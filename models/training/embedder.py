@@ -25,7 +25,7 @@ from ..input_spec import FILE, InputSpec, option
 from ..qwen_vl import ARCHITECTURES, QwenBatch, QwenFrontend, open_qwen, tiny_options, vectors
 from .losses import learned_temperature
 from .scratch import SCRATCH, scratch
-from .taught import TAUGHT, taught
+from .taught import TAUGHT, taught, taught_fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,8 +92,10 @@ def base_fingerprint(stage: Stage, opened: Callable[[str], QwenFrontend]) -> str
     """That of the checkpoint which a stage starts from, as `Stage.base` has it; None for one that another
     stage makes, or that is made of nothing. `opened(path)` raises what is wrong with it."""
     base = str(stage.settings["base"])
-    if MODEL in stage.needs or base.startswith((SCRATCH, TAUGHT)):
+    if MODEL in stage.needs or base.startswith(SCRATCH):
         return None
+    if base.startswith(TAUGHT):
+        return taught_fingerprint(base.removeprefix(TAUGHT), stage.settings)
     try:
         return opened(base).checkpoint.fingerprint
     except CheckpointMissing as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.digest import digest
-from harness.recipe import StageRun
+from harness.recipe import Settings, StageRun
 
 from ..text_encoder import TextTower, minilm_folder
 from ..tiny_qwen import byte_pairs, learned_merges
@@ -30,6 +30,7 @@ _MOST_MERGES = 100_000
 """More than it takes to make a token of every word."""
 _AT_A_TIME = 256
 _TABLE = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 
 
 def taught(run: StageRun, name: str) -> Path:
@@ -37,16 +38,20 @@ def taught(run: StageRun, name: str) -> Path:
 
     Raises CheckpointMissing without all-MiniLM-L6-v2.
     """
-    size, seed = size_of(name), int(str(run.settings["seed"]))
-    teacher = TextTower.at(minilm_folder())
+    size, seed, teacher = size_of(name), int(str(run.settings["seed"])), TextTower.at(minilm_folder())
 
     def write(folder: Path) -> None:
         tokenizer = byte_pairs(learned_merges(spelled(words(teacher)), _MOST_MERGES))
         write_base(folder, size, tokenizer, seed)
         put_words(folder, tokenizer, teacher)
 
-    made_of = [1, name, repr(size), seed, teacher.digest]
-    return once(run, f"base-taught-{name}-{digest(made_of, length=8)}", write)
+    return once(run, f"base-taught-{name}-{taught_fingerprint(name, run.settings)}", write)
+
+
+def taught_fingerprint(name: str, settings: Settings) -> str:
+    """What such a model is made of. Raises CheckpointMissing without all-MiniLM-L6-v2."""
+    teacher = TextTower.at(minilm_folder())
+    return digest([2, name, repr(size_of(name)), str(settings["seed"]), teacher.digest], length=8)
 
 
 def words(teacher: TextTower) -> list[str]:
@@ -80,6 +85,7 @@ def put_words(folder: Path, tokenizer: Any, teacher: TextTower) -> None:
         torch.manual_seed(0)
         table.normal_()
     table[torch.tensor(list(said))] = known
+    weights[_HEAD] = table / 8  # random, it could tell no word from another, which rerankers learn to
     save_file(weights, path, metadata={"format": "pt"})
 
 

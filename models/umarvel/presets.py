@@ -40,20 +40,20 @@ TINY: Mapping[str, Settings] = {
         **_WEIGHTS,
         **_PARTS,
         **_MIXTURE,
-        **{"batch": 16, "learning_rate": 3e-5, "most_steps": 40, "threshold": 0.9},
+        **{"batch": 48, "learning_rate": 3e-5, "most_steps": 20, "threshold": 0.9},
     },
     "reranker": {
         **_BASE,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"init": "retriever", "batch": 16, "learning_rate": 1e-3, "most_steps": 200},
+        **{"init": "retriever", "batch": 16, "learning_rate": 1e-3, "most_steps": 100},
     },
     "score": {**_ALL, **_MIXTURE, "share": 0.3, "depth": 20, "weights": "*=1.0"},
     "distill": {
         **_ALL,
         **_WEIGHTS,
         **_MIXTURE,
-        **{"share": 0.3, "depth": 20, "batch": 8, "learning_rate": 2e-5, "most_steps": 20},
+        **{"share": 0.3, "depth": 20, "batch": 8, "learning_rate": 1e-5, "most_steps": 20},
     },
 }
 
