@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import signal
@@ -375,3 +376,11 @@ def test_a_budget_is_a_number_or_auto(cli):
         assert code == 2
         assert f"--batch-tokens '{wrong}' is neither a number of tokens, 1 or more, nor auto" in err
     assert eval_random(cli, "--batch-tokens", "auto")[0] == 0
+
+
+def test_deepspeed_keeps_off_stdout(cli, caplog):
+    assert cli("list", "suites")[0] == 0
+    logger = logging.getLogger("DeepSpeed")
+    logger.warning("Setting accelerator to CPU.")
+    logger.error("No such accelerator.")
+    assert caplog.messages == ["No such accelerator."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ REPEATED = ("--model-arg", "--rerank-arg", "--set")
 
 def main() -> None:
     """The console script: 0 done, 1 some tasks failed, 2 one clear error, 130 interrupted."""
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     arguments = _normal(sys.argv[1:])
     command = typer.main.get_command(app)
     try:
@@ -30,6 +32,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    """DeepSpeed, where it is installed, greets on stdout, which is for what was asked."""
+    return record.levelno >= logging.ERROR
 
 
 def _normal(arguments: Sequence[str]) -> list[str]:
