@@ -51,6 +51,14 @@ class Ranks:
                 )
             state.wait_for_everyone()
 
+    def leave(self) -> None:
+        """Part from the others. A process that just ends, while others go on, may abort in its threads."""
+        if self.count > 1:
+            from torch import distributed
+
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
 
 def plain_cpu(device: str) -> bool:
     """Whether to tell Accelerate that it drives a CPU, with which it would leave out DeepSpeed and FSDP."""

@@ -118,3 +118,4 @@ if __name__ == "__main__":
     if "stop" in given:
         stop_after(int(given.pop("stop")))
     trained(Path(sys.argv[1]), chunk=chunk, **{k: parsed(v, SETTINGS[k]) for k, v in given.items()})
+    Ranks.of().leave()

@@ -110,6 +110,7 @@ def train(
         training.train(recipe, planned, options, tell=say if alone else lambda line: None)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    ranks.leave()
     if not alone:
         return
     if board is not None:
