@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.evaluate import EvalOptions, Outcome, evaluate, require_data
+from harness.evaluate import EvalOptions, Outcome, evaluate
 from harness.train import Planned, TrainOptions, stage_run
 
 if TYPE_CHECKING:
@@ -25,15 +25,12 @@ def retrievers(
     recipe: Recipe, planned: Sequence[Planned], options: TrainOptions
 ) -> Iterator[tuple[ModelSpec, str]]:
     """Models of finished stages with their paths, in order; first what the first of them started from."""
-    first = True
-    for each in planned:
-        checkpoints = each.stage.checkpoints
-        if checkpoints is None or each.folder is None:
-            continue
-        if first:
-            start = checkpoints.start(stage_run(each, options, lambda line: None))
-            yield replace(checkpoints.spec, name=f"{recipe.name}@{BASE}"), start
-            first = False
+    found = [(each, each.stage.checkpoints) for each in planned if each.stage.checkpoints is not None]
+    for each, checkpoints in found[:1]:
+        start = checkpoints.start(stage_run(each, options, lambda line: None))
+        yield replace(checkpoints.spec, name=f"{recipe.name}@{BASE}"), start
+    for each, checkpoints in found:
+        assert each.folder is not None
         place = str(each.folder / each.stage.makes[0])
         yield replace(checkpoints.spec, name=f"{recipe.name}@{each.stage.name}"), place
 
@@ -49,7 +46,6 @@ def evaluate_stages(
     tell: Callable[[str], None],
 ) -> list[Outcome]:
     """Evaluate the retriever of every stage on tasks, as `evaluate` does. Raises DataMissing."""
-    require_data(tasks, options.data, options.protocol)
     outcomes: list[Outcome] = []
     for spec, path in retrievers(recipe, planned, training):
         outcomes += evaluate(catalog, spec, {"path": path}, tasks, options, tell=tell)

@@ -64,8 +64,7 @@ def bench_search(
     memory = size_in_bytes(search_memory)
     sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory)
     timing = Timing(rounds, threads)
-    if on_disk is not None and not on_disk.is_dir():
-        raise HarnessError(f"--on-disk {on_disk} is no folder")
+    _require_folder(on_disk)
     _note_missing("faiss", "umr-harness[faiss]")
     rows = galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk)
     _show(scaled(rows, sizes) if full_shape else rows, as_json)
@@ -202,8 +201,7 @@ def bench_load(
     from harness.bench import ImageSizes, StoreSizes, Timing, bench_images, bench_store
     from harness.bench import bench_load as measure
 
-    if on_disk is not None and not on_disk.is_dir():
-        raise HarnessError(f"--on-disk {on_disk} is no folder")
+    _require_folder(on_disk)
     sizes = StoreSizes(rows=stored)
     rows = [*measure(lines, Timing(rounds)), *bench_store(sizes, Timing(rounds, threads=2), folder=on_disk)]
     rows += bench_images(installed().model("umarvel"), ImageSizes(count=pictures), Timing(rounds))
@@ -261,6 +259,11 @@ def bench_plot(
         place = file.with_suffix(".svg")
         write_atomic(place, lambda out, plot=plot: out.write(plot.svg().encode()))  # type: ignore[misc]
         typer.echo(place)
+
+
+def _require_folder(on_disk: Path | None) -> None:
+    if on_disk is not None and not on_disk.is_dir():
+        raise HarnessError(f"--on-disk {on_disk} is no folder")
 
 
 def _note_missing(module: str, package: str) -> None:
