@@ -58,7 +58,7 @@ def test_search_on_disk_leaves_no_file(tmp_path):
 
 def test_galleries():
     (row,) = rows("search", *SMALL, "--gallery", "20")
-    assert row["identical"] is None
+    assert row["identical"] is True
 
 
 def test_without_faiss_one_line_says_so_and_the_others_run(monkeypatch):

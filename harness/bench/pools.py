@@ -30,6 +30,8 @@ class SearchSizes:
     order: str = "random"
     """or `ascending`: the later in the pool, the nearer to the queries"""
     memory: int = 1 << 30
+    sieve: bool = True
+    """whether bfloat16 products may come first"""
 
 
 @dataclass(frozen=True, slots=True)

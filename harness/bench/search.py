@@ -1,4 +1,4 @@
-"""Exact search beside faiss, torch, numpy and one query at a time."""
+"""Exact search beside faiss, torch, numpy, sentence-transformers and one query at a time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.run import Ragged, Rows, SearchRequest
 from harness.search import ArrayRows, search, sifted
+from harness.search.plan import PIECE
+from harness.search.tile import packed, product
 
 from .pools import BLOCK, Half, SearchSizes, Single, pool_and_queries
 from .timing import Peer, Row, Timing, optional, threads
+
+if TYPE_CHECKING:
+    import torch
 
 _CHECKED = 1 << 37
 """Products and sums that a comparison with float64 brute force may take: some ten seconds."""
@@ -34,9 +39,14 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
         )
         for k in sizes.k:
             nothing = Ragged.of([()] * len(queries))
-            request = SearchRequest(ArrayRows(queries), pool, k, nothing, memory=sizes.memory)
+            request = SearchRequest(
+                ArrayRows(queries), pool, k, nothing, memory=sizes.memory, sieve=sizes.sieve
+            )
             place = f"{sizes.n:,} × {sizes.dim}{' on disk' if on_disk else ''}"
-            case = f"search {place}, {len(queries)} queries, k={k}, {sizes.order} order, {timing.clock}"
+            kind = str(_kind(request)).removeprefix("torch.")
+            case = (
+                f"search {place}, {len(queries)} queries, k={k}, {sizes.order} order, {kind}, {timing.clock}"
+            )
             rows += timing.rows(
                 case,
                 partial(search, request),
@@ -48,7 +58,8 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
 
 
 def _search_peers(pool: ArrayRows, queries: Half, timing: Timing) -> list[Callable[[int], Peer | None]]:
-    """faiss, blocks of torch and numpy, and one query at a time, all over float32 rows in memory."""
+    """faiss, blocks of torch and numpy, sentence-transformers, and one query at a time, all over float32
+    rows in memory."""
     import torch
 
     x, q = pool.array.astype(np.float32), queries.astype(np.float32)
@@ -66,6 +77,11 @@ def _search_peers(pool: ArrayRows, queries: Half, timing: Timing) -> list[Callab
         lambda k: Peer("numpy matmul and argpartition in blocks", partial(_numpy_blocks, q, x, k)),
         lambda k: Peer("one query at a time", partial(_one_by_one, tq[:alone], tx, k), len(q) / alone),
     ]
+    if optional("sentence_transformers"):
+        from sentence_transformers import util
+
+        semantic = partial(util.semantic_search, tq, tx, score_function=util.dot_score)
+        peers.append(lambda k: Peer("sentence-transformers semantic_search", lambda: semantic(top_k=k)))
     return peers
 
 
@@ -110,11 +126,18 @@ def _one_by_one(queries: Any, pool: Any, k: int) -> list[Any]:
 
 
 def _product(queries: Any, pool: Any) -> None:
-    """The matrix product by oneDNN without anything else."""
+    """The matrix product alone, in pieces as ours are."""
+    multiply, asked = product("cpu"), packed(queries)
+    for a in range(0, len(pool), PIECE):
+        multiply(asked, pool[a : a + PIECE])
+
+
+def _kind(request: SearchRequest) -> torch.dtype:
+    """The type of the products that come first."""
     import torch
 
-    for a in range(0, len(pool), BLOCK // 2):
-        torch.ops.mkldnn._linear_pointwise(queries, pool[a : a + BLOCK // 2], None, "none", [], "")
+    first = request.sieve and sifted(request.k + 1, len(request.pool), request.device)
+    return torch.bfloat16 if first else torch.float32
 
 
 def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
@@ -122,7 +145,7 @@ def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
     import torch
 
     n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
-    kind = torch.bfloat16 if sifted(request.k + 1, n, request.device) else torch.float32
+    kind = _kind(request)
     tile = torch.from_numpy(request.pool.block(0, min(n, BLOCK)).astype(np.float32)).to(kind)
     asked = torch.from_numpy(request.queries.block(0, queries).astype(np.float32)).to(kind)
     _product(asked, tile)

@@ -48,11 +48,14 @@ def bench_search(
         typer.Option("--full-shape", help="Scale the times to M-BEIR's global search, with the arithmetic."),
     ] = False,
     search_memory: Annotated[str, typer.Option(help="Budget for tiles and running results.")] = "1G",
+    float32: Annotated[
+        bool, typer.Option("--float32", help="No bfloat16 products first, where the processor has them.")
+    ] = False,
     rounds: Rounds = 3,
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Exact search beside faiss, torch, numpy and one query at a time.
+    """Exact search beside faiss, torch, numpy, sentence-transformers and one query at a time.
 
     Answers are compared with a float64 brute force. The speed of faiss and numpy hangs on OPENBLAS_CORETYPE.
     """
@@ -62,10 +65,11 @@ def bench_search(
     from harness.bench import full_shape as scaled
 
     memory = size_in_bytes(search_memory)
-    sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory)
+    sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory, not float32)
     timing = Timing(rounds, threads)
     _require_folder(on_disk)
     _note_missing("faiss", "umr-harness[faiss]")
+    _note_missing("sentence_transformers", "umr-harness[bench]")
     rows = galleries(sizes, timing, gallery=gallery) if gallery else measure(sizes, timing, on_disk=on_disk)
     _show(scaled(rows, sizes) if full_shape else rows, as_json)
 

@@ -72,7 +72,7 @@ class Places:
         self._counts = torch.zeros(3, len(query), dtype=torch.int64, device=device)
 
     def offer(self, scored: Scored) -> bool:
-        best = scored.maxima().amax(1)
+        best = scored.scores.amax(1)
         for a, b in zip([0, *self._ends], self._ends, strict=False):
             self._level(scored, best, a, b)
         return True

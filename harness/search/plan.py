@@ -12,8 +12,11 @@ from harness.search.scores import gathered_rows
 from harness.search.tile import GROUP
 
 _TILE = 4096
-"""Candidates, and at most a quarter of it queries, per matrix product: 16 MiB of scores. Larger
-results leave the allocator's reuse on a CPU and cost a page fault per 4 KiB."""
+"""Candidates that are read at a time, and at most a quarter of it queries per matrix product: 16 MiB of
+scores. Larger results leave the allocator's reuse on a CPU and cost a page fault per 4 KiB."""
+PIECE = 512
+"""Candidates per product once a bound is known: they and their scores stay in a CPU's cache until they
+have been looked at."""
 _CUDA_TILE = 1 << 17
 """Candidates per product on CUDA, where every call costs microseconds and fills the whole device."""
 _SIFTED_K, _SIFTED_POOL = 128, 1 << 17
@@ -28,7 +31,9 @@ class Plan:
     queries: int
     """queries per tile"""
     tile: int
-    """candidates per tile, a multiple of 64"""
+    """candidates in the first product, and to read at a time, a multiple of 64"""
+    piece: int
+    """candidates in every other product"""
     width: int
     """candidates kept per query: k, and room for those not yet compared with one another"""
     gather: int
@@ -43,9 +48,10 @@ class Plan:
         Raises HarnessError where no tile fits.
         """
         dim, n = request.pool.dim, max(1, len(request.queries))
-        sifts = sifted(k, len(request.pool), request.device)
+        sifts = request.sieve and sifted(k, len(request.pool), request.device)
         width = _width(k, sifts)
-        group = min(n, request.memory // 4 // (8 * width + 32))
+        held = _query_bytes(dim, width)
+        group = min(n, request.memory // 4 // held)
 
         cost = partial(_tile_bytes, dim, width, sifts)
         cuda = request.device.startswith("cuda")
@@ -57,16 +63,23 @@ class Plan:
             else:
                 queries //= 2
         if group < 1 or cost(queries, tile) > request.memory // 2:
-            least = max(2 * cost(1, GROUP), 4 * (8 * width + 32))
+            least = max(2 * cost(1, GROUP), 4 * held)
             raise HarnessError(
                 f"searching {dim}-dimensional rows for the best {k} takes at least {-(-least // 1024)} KiB"
                 f" and the budget is {request.memory // 1024} KiB: raise --search-memory"
             )
-        return cls(group, queries, tile, width, gathered_rows(request), sifts)
+        return cls(
+            group, queries, tile, tile if cuda else min(tile, PIECE), width, gathered_rows(request), sifts
+        )
 
 
 def _tile(candidates: int, most: int) -> int:
     return min(most, -(-max(1, candidates) // GROUP) * GROUP)
+
+
+def _query_bytes(dim: int, width: int) -> int:
+    """A query in the order in which products take it, and its running results."""
+    return 4 * dim + 8 * width + 32
 
 
 def _tile_bytes(dim: int, width: int, sifts: bool, queries: int, tile: int) -> int:
@@ -83,7 +96,8 @@ def peak_memory(queries: int, candidates: int, dim: int, k: int, memory: int) ->
     sifts = sifted(k + 1, candidates, "cpu")
     width = _width(k + 1, sifts)
     tiles = 2 * _tile_bytes(dim, width, sifts, min(queries, _TILE // 4), _tile(candidates, _TILE))
-    return min(memory, tiles + queries * 8 * width) + queries * (2 * dim + 16 * (k + 1))
+    running = queries * _query_bytes(dim, width)
+    return min(memory, tiles + running) + queries * (2 * dim + 16 * (k + 1))
 
 
 def sifted(k: int, candidates: int, device: str) -> bool:

@@ -7,6 +7,7 @@ summation, the tile, the thread count and the device therefore cannot show in a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ from harness.search.rows import Vectors, on_device
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Read = Callable[[int, int], Tensor]
+    """From the pair a to the pair b: their candidates' rows, [b - a, D]."""
+
+_NEAR = 1 << 18
+"""Numbers of gathered rows that are scored while they are in a processor's cache."""
 
 LAST = 2**31 - 1
 """Above every row."""
@@ -57,22 +64,22 @@ NOTHING = int(keys_of(np.full(1, -np.inf, np.float32), LAST)[0])
 """The key of no pair, after every other."""
 
 
-def exact(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
-    """Canonical scores of the pairs of queries[query] and candidates, row by row, [P].
+def exact(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
+    """Canonical scores of the pairs of queries[query] and what `read` gives, `step` of them at a time, [P].
 
-    queries: [B, D], candidates: [P, D], both float16; fastest where `query` ascends.
+    queries: [B, D] float16; fastest where `query` ascends.
     """
-    return _sums(queries, candidates, query) if candidates.is_cuda else _dots(queries, candidates, query)
+    return _sums(queries, read, query, step) if queries.is_cuda else _dots(queries, read, query, step)
 
 
-def _dots(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
+def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     """By a matrix-vector product for each run of one query, while its rows are in the processor's cache."""
     import torch
 
-    count, dim = candidates.shape
+    count, dim = len(query), queries.shape[1]
     if not count:
         return np.zeros(0, dtype=np.float32)
-    step = max(1, (1 << 17) // dim)
+    step = max(1, min(step, _NEAR // dim))
     # float16 becomes float64 fastest by way of float32.
     single = torch.empty(min(step, count), dim)
     double = torch.empty(single.shape, dtype=torch.float64)
@@ -87,30 +94,26 @@ def _dots(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
         at = a % step
         if not at:
             n = min(step, count - a)
-            double[:n].copy_(single[:n].copy_(candidates[a : a + n]))
+            double[:n].copy_(single[:n].copy_(read(a, a + n)))
         np.dot(rows[at : at + b - a], asked[owner], out=scores[a:b])
     return scores.astype(np.float32) + np.float32(0)  # -0.0 becomes 0.0
 
 
-def _sums(queries: Tensor, candidates: Tensor, query: Int64) -> Float32:
+def _sums(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     """By sums of products: those of float16 numbers are exact in float32."""
     import torch
 
-    own = torch.from_numpy(query).to(candidates.device)
-    scores = torch.empty(len(query), dtype=torch.float32, device=candidates.device)
-    step = max(1, (1 << 24) // queries.shape[1])
+    own = torch.from_numpy(query).to(queries.device)
+    scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
     for a in range(0, len(query), step):
-        product = candidates[a : a + step].float() * queries[own[a : a + step]].float()
-        scores[a : a + step] = product.sum(1, dtype=torch.float64)
+        b = min(len(query), a + step)
+        scores[a:b] = (read(a, b).float() * queries[own[a:b]].float()).sum(1, dtype=torch.float64)
     return scores.add_(0.0).cpu().numpy()
 
 
 def exact_pairs(queries: Tensor, pool: Vectors, query: Int64, rows: Int64, step: int) -> Float32:
     """Canonical scores of pairs of a query and a row of the pool, which is read `step` rows at a time."""
-    scores = np.empty(len(query), dtype=np.float32)
-    for a in range(0, len(query), step):
-        scores[a : a + step] = exact(queries, pool.take(rows[a : a + step]), query[a : a + step])
-    return scores
+    return exact(queries, lambda a, b: pool.take(rows[a:b]), query, step)
 
 
 def rescore(request: SearchRequest, query: Int64, rows: Int64) -> Float32:
@@ -118,11 +121,12 @@ def rescore(request: SearchRequest, query: Int64, rows: Int64) -> Float32:
     pool, asked = (Vectors(x, on_device(request.device)) for x in (request.pool, request.queries))
     scores = np.empty(len(query), dtype=np.float32)
     step = gathered_rows(request)
-    for a in range(0, len(query), step):
-        part = query[a : a + step]
-        starts = np.diff(part, prepend=-1) != 0
-        at = np.cumsum(starts) - 1
-        scores[a : a + step] = exact(asked.take(part[starts]), pool.take(rows[a : a + step]), at)
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    ends = [*starts[step::step].tolist(), len(query)]
+    for a, b in pairwise([0, *ends]):
+        new = np.diff(query[a:b], prepend=-1) != 0
+        some = asked.take(query[a:b][new])
+        scores[a:b] = exact_pairs(some, pool, np.cumsum(new) - 1, rows[a:b], step)
     return scores
 
 

@@ -19,15 +19,13 @@ from harness.search.parts import devices_of, in_parts
 from harness.search.plan import Plan
 from harness.search.rows import ArrayRows, Vectors, on_device, pairs_of, set_of, spans, within
 from harness.search.scores import rescore
-from harness.search.tile import Scored, Sieve, full_precision, product
+from harness.search.tile import GROUP, Scored, Sieve, full_precision, packed, product
 from harness.search.top import Top
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.search.tile import Gemm
-
-_PIECE = 512
 
 
 def search(request: SearchRequest) -> Found:
@@ -168,10 +166,13 @@ def _read(request: SearchRequest, plan: Plan, blocks: Sequence[_Block[W]]) -> No
     starts = _scattered(range(0, size, plan.tile))
     with ThreadPoolExecutor(1, thread_name_prefix="search-reader") as reader:
         ahead = _ahead(reader, lambda a: pool.block(a, min(size, a + plan.tile)), starts)
+        step = plan.tile
         for start, rows in zip(starts, ahead, strict=True):
-            tile.fill(start, rows)
-            for block in blocks:
-                block.show(tile, multiply)
+            for a in range(0, len(rows), step):
+                tile.fill(start + a, rows[a : a + step])
+                for block in blocks:
+                    block.show(tile, multiply)
+            step = plan.piece
 
 
 def _scattered(starts: range) -> list[int]:
@@ -212,6 +213,7 @@ class _Block(Generic[W]):
         self.start, self.stop = start, stop
         self.queries = Vectors(request.queries, on_device(request.device)).block(start, stop)
         self.sieve = Sieve.of(self.queries) if sifted else None
+        self._packed = self._whole() if self.sieve is None else packed(self.sieve.queries)
         self.watch = watch(self)
         size = len(request.pool)
         query, row = np.divmod(set_of(request.exclude, start, stop, size), max(1, size))
@@ -223,19 +225,23 @@ class _Block(Generic[W]):
         """Offer the products with a tile: in bfloat16 where the block has a sieve, and in float32 where it
         has none or too many pairs pass it, this time and from then on."""
         if self.sieve is not None:
-            if self._offer(tile, self.sieve.queries, tile.rounded(), multiply):
+            if self._offer(tile, tile.rounded(), multiply):
                 return
-            self.sieve = None
-        queries = tile.asked[: len(self.queries)].copy_(self.queries)
-        self._offer(tile, queries, tile.whole(), multiply)
+            self.sieve, self._packed = None, self._whole()
+        self._offer(tile, tile.whole(), multiply)
 
-    def _offer(self, tile: _Tile, queries: Tensor, rows: Tensor, multiply: Gemm) -> bool:
-        scores = multiply(queries, rows)
-        scores[:, tile.count :] = float("-inf")
+    def _whole(self) -> Tensor:
+        """The queries for products with whole rows: float32 on a CPU."""
+        return packed(self.queries if self.queries.is_cuda else self.queries.float())
+
+    def _offer(self, tile: _Tile, rows: Tensor, multiply: Gemm) -> bool:
+        scores = multiply(self._packed, rows)
+        if tile.count < scores.shape[1]:
+            scores[:, tile.count :] = float("-inf")
         a, b = np.searchsorted(self._gone_rows, [tile.start, tile.start + tile.count]).tolist()
         if a < b:
             scores[self._gone[0, a:b], self._gone[1, a:b] - tile.start] = float("-inf")
-        return self.watch.offer(Scored(queries, rows, scores, tile.start, tile.count, tile.scratch))
+        return self.watch.offer(Scored(self.queries, rows, scores, tile.start, tile.count, tile.scratch))
 
 
 class _Tile:
@@ -249,28 +255,26 @@ class _Tile:
         kind = torch.float32 if device == "cpu" else torch.float16
         self._whole = torch.empty(plan.tile, dim, dtype=kind, device=device)
         self._rounded = torch.empty(self._whole.shape if plan.sifted else 0, dtype=torch.bfloat16)
-        self.asked = torch.empty(plan.queries, dim, dtype=kind, device=device)
         self.scratch = torch.empty(plan.queries * plan.tile, device=device)
 
     def fill(self, start: int, rows: Tensor) -> None:
         self.start, self.count, self._rows = start, len(rows), rows
+        self._size = -(-self.count // GROUP) * GROUP
         self._is_whole = self._is_rounded = False
 
     def whole(self) -> Tensor:
         """[C, D] float32, on CUDA float16"""
+        whole = self._whole[: self._size]
         if not self._is_whole:
-            self._whole[: self.count].copy_(self._rows)
-            self._whole[self.count :].zero_()
+            whole[: self.count].copy_(self._rows)
+            whole[self.count :].zero_()
             self._is_whole = True
-        return self._whole
+        return whole
 
     def rounded(self) -> Tensor:
-        """[C, D] bfloat16, by way of pieces in float32 that stay in the processor's cache"""
+        """[C, D] bfloat16, which is fastest made of float32"""
+        rounded = self._rounded[: self._size]
         if not self._is_rounded:
-            self._is_whole = False
-            for a in range(0, self.count, _PIECE):
-                piece = self._rows[a : a + _PIECE]
-                self._rounded[a : a + len(piece)].copy_(self._whole[: len(piece)].copy_(piece))
-            self._rounded[self.count :].zero_()
+            rounded.copy_(self.whole())
             self._is_rounded = True
-        return self._rounded
+        return rounded

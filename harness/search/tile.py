@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Gemm = Callable[[Tensor, Tensor], Tensor]
+    """Of packed queries [B, D] and a tile [C, D]: their products, [B, C]."""
 
 Int16 = npt.NDArray[np.int16]
 
@@ -26,16 +27,27 @@ GROUP = 64
 
 
 def product(device: str) -> Gemm:
-    """The fastest product of [B, D] and [C, D] to [B, C]: of float16 on CUDA, with float32 sums, and of
-    float32 or bfloat16 on a CPU."""
+    """The fastest product: of float16 on CUDA, with float32 sums, and of float32 or bfloat16 on a CPU, there
+    with the scores of each candidate side by side."""
     import torch
 
     if device.startswith("cuda"):
         return lambda q, x: torch.mm(q, x.T, out_dtype=torch.float32)
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         # oneDNN is twice as fast as torch.matmul (MKL) on AMD, and as fast elsewhere.
-        return lambda q, x: torch.ops.mkldnn._linear_pointwise(q, x, None, "none", [], "")
-    return lambda q, x: torch.nn.functional.linear(q, x)
+        return lambda q, x: torch.ops.mkldnn._linear_pointwise(x, q, None, "none", [], "").T
+    return lambda q, x: torch.nn.functional.linear(x, q).T
+
+
+def packed(queries: Tensor) -> Tensor:
+    """Queries as `product` takes them: on a CPU in the order in which oneDNN reads them, which it would
+    make anew for every tile."""
+    import torch
+
+    if queries.is_cuda or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return queries
+    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(queries, 512)
+    return laid_out
 
 
 @contextmanager
@@ -58,7 +70,7 @@ class Scored:
     """A tile and its rough scores for one block of queries."""
 
     queries: Tensor
-    """[B, D]"""
+    """[B, D] float16"""
     tile: Tensor
     """[C, D], the last rows zero where the pool ends"""
     scores: Tensor
@@ -70,16 +82,16 @@ class Scored:
     scratch: Tensor
     """float32 memory for a comparison of all scores"""
 
-    def maxima(self) -> Tensor:
-        """Of the ordered scores, [B, C / 64]"""
-        return self.ordered().view(len(self.scores), -1, GROUP).amax(2)
-
     def ordered(self) -> Tensor:
         """The scores as numbers that order them: of bfloat16 the bits as int16, which order what is
         above 0 and leave the rest below, at a quarter of the time."""
         import torch
 
         return self.scores.view(torch.int16) if self.scores.dtype == torch.bfloat16 else self.scores
+
+    def holds(self, rows: Int64) -> npt.NDArray[np.bool_]:
+        """Which rows of the pool are the tile's."""
+        return (rows >= self.start) & (rows < self.start + self.count)
 
     def compared(self, scores: Tensor) -> Tensor:
         """Scratch of the shape of `scores`: a comparison written as float32 sums ten times faster."""
@@ -89,17 +101,13 @@ class Scored:
         """Canonical scores of pairs of the tile, in float32, `query` ascending, [P]."""
         import torch
 
-        scores = np.empty(len(query), dtype=np.float32)
         present, line = np.unique(query, return_inverse=True)
         at = torch.from_numpy(column).to(self.tile.device)
         if len(query) * 16 <= len(present) * len(self.tile):
-            step = max(1, (1 << 18) // self.tile.shape[1])
-            for a in range(0, len(query), step):
-                rows = self.tile.index_select(0, at[a : a + step])
-                scores[a : a + step] = exact(self.queries, rows, query[a : a + step])
-            return scores
+            return exact(self.queries, lambda a, b: self.tile.index_select(0, at[a:b]), query, len(query))
         # A pair costs about as much alone as 16 of them in a float64 product.
         wide, step = self.tile.double().T, 64
+        scores = np.empty(len(query), dtype=np.float32)
         ends = np.searchsorted(line, np.arange(0, len(present) + step, step)).tolist()
         lines = torch.from_numpy(line).to(self.tile.device)
         for i, (a, b) in enumerate(pairwise(ends)):
