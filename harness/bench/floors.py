@@ -15,12 +15,15 @@ from .timing import Timing
 
 _TIMED = 512
 """Items that are embedded to see how long all would take."""
+_PEAK_SIDE = 8192
+"""Of the matrices whose product shows what a device can do."""
 
 
 def embedding_floor(
     items: Sequence[Item], frontend: Frontend, embedder: Embedder, batch_tokens: int, timing: Timing
 ) -> tuple[float, str]:
-    """Seconds of embedding alone, scaled from a part of the items to all, and how that was found."""
+    """Seconds of embedding alone, scaled from a part of the items to all, and how that was found; on a
+    device what its work would take at the rate of the device's fastest product."""
     part = items[:: max(1, len(items) // _TIMED)]
     every, costs = (np.array([frontend.cost(item) for item in some]) for some in (items, part))
     planned = batches(costs, batch_tokens)
@@ -29,8 +32,23 @@ def embedding_floor(
     taken = timing.seconds(lambda: [embedder.embed(batch) for batch in prepared])
     padded = sum(len(batch) * int(costs[batch].max()) for batch in planned)
     scale = int(every.sum()) / padded
-    said = f"{flop * scale:.2e} FLOP, embedding alone at {flop / taken / 1e9:.0f} GFLOP/s"
-    return taken * scale, f"{said} without padding, scaled from {len(part):,} items"
+    said = f"{flop * scale:.2e} FLOP, embedding alone at {flop / taken / 1e9:,.0f} GFLOP/s"
+    scaled = f"without padding, scaled from {len(part):,} items"
+    if timing.device == "cpu":
+        return taken * scale, f"{said} {scaled}"
+    peak = _peak(timing)
+    return flop * scale / peak, f"{said}, products at {peak / 1e9:,.0f} GFLOP/s, {scaled}"
+
+
+def _peak(timing: Timing) -> float:
+    """FLOP a second of the device's product of two large bfloat16 matrices."""
+    import torch
+
+    one, other = (
+        torch.ones(_PEAK_SIDE, _PEAK_SIDE, dtype=torch.bfloat16, device=timing.device) for _ in "ab"
+    )
+    best = min(timing.seconds(lambda: one @ other) for _ in range(10))
+    return 2 * _PEAK_SIDE**3 / best
 
 
 def _flop(prepared: Sequence[Any], embedder: Embedder) -> int:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.encode import EngineOptions
 from harness.model import ModelSpec
 from harness.run import Ragged, SearchRequest
 from harness.search import ArrayRows, search
 
-from .encoding import EncodeSizes, made_up, stored
+from .encoding import made_up, stored
 from .loading import cache_in, made_anew, write_pool
 from .metrics import means_of, rankings
 from .pools import SearchSizes, pool_and_queries
@@ -82,7 +83,8 @@ def _grown(case: str, unit: str, least: int, timing: Timing, prepare: Callable[[
 def _encode(spec: ModelSpec, options: Mapping[str, str], items: int) -> Call:
     frontend = spec.open(options)
     embedder = frontend.load("cpu")
-    return partial(stored, spec, options, frontend, embedder, made_up(items), EncodeSizes().batch_tokens)
+    engine = EngineOptions(workers=0, quiet=True)
+    return partial(stored, spec, options, frontend, embedder, made_up(items), engine)
 
 
 def _search(pool: int) -> Call:

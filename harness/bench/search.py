@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.compat import allow_torchvision
 from harness.run import Ragged, Rows, SearchRequest
 from harness.search import ArrayRows, search, sifted
 from harness.search.plan import PIECE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _CHECKED = 1 << 37
 """Products and sums that a comparison with float64 brute force may take: some ten seconds."""
+_DEVICE_BLOCK = 1 << 17
 _ALONE = 8
 """Queries of which the time of one at a time is taken, and scaled to all."""
 
@@ -34,13 +36,22 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
     float32 product of the same shape."""
     rows = []
     with threads(timing.threads), pool_and_queries(sizes, on_disk) as (pool, queries):
-        peers = (
-            _search_peers(pool, queries, timing) if isinstance(pool, ArrayRows) else _products(pool, queries)
-        )
+        if not isinstance(pool, ArrayRows):
+            peers = _products(pool, queries)
+        elif timing.device == "cpu":
+            peers = _search_peers(pool, queries)
+        else:
+            peers = _device_peers(pool, queries, timing.device)
         for k in sizes.k:
             nothing = Ragged.of([()] * len(queries))
             request = SearchRequest(
-                ArrayRows(queries), pool, k, nothing, memory=sizes.memory, sieve=sizes.sieve
+                ArrayRows(queries),
+                pool,
+                k,
+                nothing,
+                device=timing.device,
+                memory=sizes.memory,
+                sieve=sizes.sieve,
             )
             place = f"{sizes.n:,} × {sizes.dim}{' on disk' if on_disk else ''}"
             kind = str(_kind(request)).removeprefix("torch.")
@@ -57,7 +68,7 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
     return rows
 
 
-def _search_peers(pool: ArrayRows, queries: Half, timing: Timing) -> list[Callable[[int], Peer | None]]:
+def _search_peers(pool: ArrayRows, queries: Half) -> list[Callable[[int], Peer | None]]:
     """faiss, blocks of torch and numpy, sentence-transformers, and one query at a time, all over float32
     rows in memory."""
     import torch
@@ -77,12 +88,28 @@ def _search_peers(pool: ArrayRows, queries: Half, timing: Timing) -> list[Callab
         lambda k: Peer("numpy matmul and argpartition in blocks", partial(_numpy_blocks, q, x, k)),
         lambda k: Peer("one query at a time", partial(_one_by_one, tq[:alone], tx, k), len(q) / alone),
     ]
+    allow_torchvision()
     if optional("sentence_transformers"):
         from sentence_transformers import util
 
         semantic = partial(util.semantic_search, tq, tx, score_function=util.dot_score)
         peers.append(lambda k: Peer("sentence-transformers semantic_search", lambda: semantic(top_k=k)))
     return peers
+
+
+def _device_peers(pool: ArrayRows, queries: Half, device: str) -> list[Callable[[int], Peer | None]]:
+    """Blocks of torch and one query at a time, over float16 rows that lie on the device already."""
+    import torch
+
+    tx, tq = (torch.from_numpy(x).to(device) for x in (pool.array, queries))
+    alone = min(_ALONE, len(tq))
+    place = "rows on the device"
+    return [
+        lambda k: Peer(f"torch matmul and topk in blocks, {place}", partial(_torch_blocks, tq, tx, k)),
+        lambda k: Peer(
+            f"one query at a time, {place}", partial(_one_by_one, tq[:alone], tx, k), len(tq) / alone
+        ),
+    ]
 
 
 def _products(pool: Rows, queries: Half) -> list[Callable[[int], Peer | None]]:
@@ -99,9 +126,11 @@ def _torch_blocks(queries: Any, pool: Any, k: int) -> Any:
     """What people write: a matrix product and a top-k per block, merged."""
     import torch
 
-    best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    for a in range(0, len(pool), BLOCK):
-        scores = queries @ pool[a : a + BLOCK].T
+    best = queries.new_empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    step = BLOCK if queries.device.type == "cpu" else _DEVICE_BLOCK
+    for a in range(0, len(pool), step):
+        scores = queries @ pool[a : a + step].T
         values, index = scores.topk(min(k, scores.shape[1]), dim=1)
         best, order = torch.cat([best, values], 1).topk(min(k, best.shape[1] + values.shape[1]), dim=1)
         rows = torch.cat([rows, index + a], 1).gather(1, order)
@@ -136,15 +165,20 @@ def _kind(request: SearchRequest) -> torch.dtype:
     """The type of the products that come first."""
     import torch
 
+    if request.device != "cpu":
+        return torch.float16
     first = request.sieve and sifted(request.k + 1, len(request.pool), request.device)
     return torch.bfloat16 if first else torch.float32
 
 
 def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
-    """What the product takes at the rate of one tile, in the type that the search uses."""
+    """What the product takes at the rate of one tile, in the type that the search uses; on a device,
+    moving the rows there where that takes longer."""
     import torch
 
     n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
+    if timing.device != "cpu":
+        return _device_floor(request, timing)
     kind = _kind(request)
     tile = torch.from_numpy(request.pool.block(0, min(n, BLOCK)).astype(np.float32)).to(kind)
     asked = torch.from_numpy(request.queries.block(0, queries).astype(np.float32)).to(kind)
@@ -155,6 +189,24 @@ def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
     flop, read = 2 * n * dim * queries, 2 * n * dim
     name = str(kind).removeprefix("torch.")
     return flop / rate, f"{flop:.2e} FLOP at {rate / 1e9:.0f} GFLOP/s ({name}); {read / 1e9:.2f} GB read"
+
+
+def _device_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
+    import torch
+
+    n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
+    there = torch.from_numpy(np.array(request.pool.block(0, min(n, _DEVICE_BLOCK))))
+    if timing.device.startswith("cuda"):
+        there = there.pin_memory()
+    tile = there.to(timing.device)
+    asked = torch.from_numpy(request.queries.block(0, queries)).to(timing.device)
+    multiply = min(timing.seconds(lambda: asked @ tile.T) for _ in range(5)) * n / len(tile)
+    move = min(timing.seconds(lambda: tile.copy_(there)) for _ in range(5)) * n / len(tile)
+    flop, read = 2 * n * dim * queries, 2 * n * dim
+    return max(multiply, move), (
+        f"the longer of {flop:.2e} FLOP at {flop / multiply / 1e9:,.0f} GFLOP/s (float16)"
+        f" and {read / 1e9:.2f} GB moved at {read / move / 1e9:.0f} GB/s"
+    )
 
 
 def _as_brute_force(request: SearchRequest) -> bool:

@@ -48,17 +48,29 @@ class Timing:
 
     rounds: int = 3
     threads: int = 1
+    device: str = "cpu"
 
     @property
     def clock(self) -> str:
-        """As cases name it: 1 thread, 2 threads."""
+        """As cases name it: 1 thread, 2 threads, cuda."""
+        if self.device != "cpu":
+            return self.device
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def seconds(self, call: Call) -> float:
-        clock = _cpu if self.threads == 1 else time.perf_counter
+        """CPU seconds of one thread; of several, and of a device until it has done all, by the clock."""
+        clock = _cpu if self.threads == 1 and self.device == "cpu" else time.perf_counter
+        self._wait()
         start = clock()
         call()
+        self._wait()
         return clock() - start
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize(self.device)
 
     def turns(self, calls: Sequence[Call]) -> list[list[float]]:
         """The seconds of each call in every round, [calls][rounds]: they take turns."""

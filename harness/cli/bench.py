@@ -14,7 +14,19 @@ import typer
 from harness.errors import HarnessError
 
 from .app import bench_app
-from .shared import GAP, AsJson, Data, ModelArgs, ModelName, installed, options_of, say, size_in_bytes
+from .shared import (
+    GAP,
+    AsJson,
+    Data,
+    Device,
+    ModelArgs,
+    ModelName,
+    installed,
+    options_of,
+    say,
+    size_in_bytes,
+    usable_device,
+)
 
 if TYPE_CHECKING:
     from harness.bench import Row
@@ -51,6 +63,7 @@ def bench_search(
     float32: Annotated[
         bool, typer.Option("--float32", help="No bfloat16 products first, where the processor has them.")
     ] = False,
+    device: Device = "cpu",
     rounds: Rounds = 3,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -66,7 +79,7 @@ def bench_search(
 
     memory = size_in_bytes(search_memory)
     sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory, not float32)
-    timing = Timing(rounds, threads)
+    timing = Timing(rounds, threads, usable_device(device))
     _require_folder(on_disk)
     _note_missing("faiss", "umr-harness[faiss]")
     _note_missing("sentence_transformers", "umr-harness[bench]")
@@ -81,16 +94,25 @@ def bench_encode(
     items: Annotated[int, typer.Option(min=8, help="Texts.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Items in a batch of the peer.")] = 16,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Our budget of a batch.")] = 1024,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Candidates as in M-BEIR's global pool instead of texts.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare our items.")] = 0,
+    device: Device = "cpu",
     rounds: Rounds = 3,
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Encoding texts of M-BEIR-like lengths beside batches of a fixed size."""
+    """Encoding items as long as M-BEIR's beside batches of a fixed size.
+
+    The model qwen2-vl-random needs no checkpoint: --model-arg size=7b or 2b.
+    """
     from harness.bench import EncodeSizes, Timing
     from harness.bench import bench_encode as measure
 
-    sizes = EncodeSizes(items, batch, batch_tokens)
-    _show(measure(installed().model(model), options_of(model_arg), sizes, Timing(rounds, threads)), as_json)
+    sizes = EncodeSizes(items, batch, batch_tokens, pictures, workers)
+    timing = Timing(rounds, threads, usable_device(device))
+    _show(measure(installed().model(model), options_of(model_arg), sizes, timing), as_json)
 
 
 @bench_app.command("eval")

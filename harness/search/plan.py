@@ -50,11 +50,11 @@ class Plan:
         dim, n = request.pool.dim, max(1, len(request.queries))
         sifts = request.sieve and sifted(k, len(request.pool), request.device)
         width = _width(k, sifts)
-        held = _query_bytes(dim, width)
+        cuda = request.device.startswith("cuda")
+        held = _query_bytes(0 if cuda else dim, width)
         group = min(n, request.memory // 4 // held)
 
         cost = partial(_tile_bytes, dim, width, sifts)
-        cuda = request.device.startswith("cuda")
         tile = _tile(len(request.pool), _CUDA_TILE if cuda else _TILE)
         queries = min(max(1, group), _TILE if cuda else _TILE // 4)
         while cost(queries, tile) > request.memory // 2 and (queries > 1 or tile > GROUP):
@@ -68,9 +68,8 @@ class Plan:
                 f"searching {dim}-dimensional rows for the best {k} takes at least {-(-least // 1024)} KiB"
                 f" and the budget is {request.memory // 1024} KiB: raise --search-memory"
             )
-        return cls(
-            group, queries, tile, tile if cuda else min(tile, PIECE), width, gathered_rows(request), sifts
-        )
+        piece = tile if cuda else min(tile, PIECE)
+        return cls(group, queries, tile, piece, width, gathered_rows(request), sifts)
 
 
 def _tile(candidates: int, most: int) -> int:
@@ -78,7 +77,7 @@ def _tile(candidates: int, most: int) -> int:
 
 
 def _query_bytes(dim: int, width: int) -> int:
-    """A query in the order in which products take it, and its running results."""
+    """A query in the order in which a CPU's products take it, and its running results."""
     return 4 * dim + 8 * width + 32
 
 

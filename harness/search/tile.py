@@ -46,7 +46,8 @@ def packed(queries: Tensor) -> Tensor:
 
     if queries.is_cuda or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return queries
-    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(queries, 512)
+    usual_rows = 512  # a hint: any number may follow
+    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(queries, usual_rows)
     return laid_out
 
 
@@ -104,7 +105,8 @@ class Scored:
         present, line = np.unique(query, return_inverse=True)
         at = torch.from_numpy(column).to(self.tile.device)
         if len(query) * 16 <= len(present) * len(self.tile):
-            return exact(self.queries, lambda a, b: self.tile.index_select(0, at[a:b]), query, len(query))
+            step = max(1, (1 << 20) // self.tile.shape[1])
+            return exact(self.queries, lambda a, b: self.tile.index_select(0, at[a:b]), query, step)
         # A pair costs about as much alone as 16 of them in a float64 product.
         wide, step = self.tile.double().T, 64
         scores = np.empty(len(query), dtype=np.float32)

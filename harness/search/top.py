@@ -193,7 +193,7 @@ class Top:
     def _sharpen(self, scored: Scored | None, query: Int64 = _NONE, keys: Int64 = _NONE) -> bool:
         """From here on the scores are float32, those of this tile once more: False."""
         self._decide(scored, query, keys)
-        self._eps, self._rounding = self._sharp, np.float32(0)
+        self._eps, self._rounding, self._primed = self._sharp, np.float32(0), False
         self._bound = np.maximum(_LOWEST, scores_of(self._keys[:, self._k - 1]) - self._eps)
         return False
 
