@@ -289,7 +289,7 @@ def cached(spec: ModelSpec, model_options: Mapping[str, str], task: Task, option
     require_data([task], options.data, options.protocol)
     session = Session.start(options)
     collection, _ = load_collection(task, options)
-    opened = open_model(spec, model_options, collection)
+    opened = open_model(spec, model_options, collection, dtype=options.engine.store_dtype)
     keyed = [session.keyed(items) for items in segments(parts_of(collection), opened.frontend)]
     require_readable(keyed, skip_broken=False)
     ids = [query.id for query in collection.queries]
@@ -298,7 +298,7 @@ def cached(spec: ModelSpec, model_options: Mapping[str, str], task: Task, option
 
 
 def export(cached: Cached, folder: Path) -> dict[str, Any]:
-    """Write queries.npy and candidates.npy, [N, D] float16 unit rows, the ids of their rows as JSON
+    """Write queries.npy and candidates.npy, [N, D] unit rows, the ids of their rows as JSON
     arrays beside them, and about.json, which is returned.
 
     Raises HarnessError where the cache lacks rows.

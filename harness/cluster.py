@@ -78,7 +78,9 @@ class Worker:
         name = torch.cuda.get_device_name() if there else platform.machine()
         return full_identity("", frontend, {}), name, socket.gethostname()
 
-    def execute(self, items: Sequence[Item], costs: npt.NDArray[np.int64], tokens: int, check: bool) -> Done:
+    def execute(
+        self, items: Sequence[Item], costs: npt.NDArray[np.int64], tokens: int, check: bool, dtype: str
+    ) -> Done:
         """Prepare and embed one batch. Raises DataMissing where this machine lacks its media."""
         assert self._frontend is not None, "load() comes first"
         assert self._embedder is not None
@@ -91,7 +93,7 @@ class Worker:
                 raise worker_died(error) from None
         _require_media([items[i] for i in prepared.broken])
         budget = Budget(tokens)
-        runner = Runner(self._embedder, ItemSource(items, self._frontend), budget, costs, check)
+        runner = Runner(self._embedder, ItemSource(items, self._frontend), budget, costs, check, dtype)
         with at_work(self._device):
             with self._embedding:
                 flight = runner.launch(prepared)
@@ -354,7 +356,9 @@ class Cluster:
                     window, positions = ledger.pop()
                     items = [work.items[i] for i in positions]
                     costs = work.costs[positions]
-                    ref = hired.actor.execute.remote(items, costs, work.budget.tokens, work.check)
+                    ref = hired.actor.execute.remote(
+                        items, costs, work.budget.tokens, work.check, work.options.store_dtype
+                    )
                     ledger.asked[ref] = hired, (window, positions)
                     held[hired] += 1
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from harness.content import Item, Text
 from harness.errors import BadEmbedding, DeviceLost, HarnessError
 from harness.model import Batch, Embedder
-from harness.store import Facts, Half
+from harness.store import DTYPE, Facts, Vectors
 from harness.workers import ItemSource, Prepared
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ class Budget:
 class Embedded:
     """What became of a planned batch: the rows of `positions`, and why the others cannot be read.
 
-    rows: [len(positions), D] float16, unit rows.
+    rows: [len(positions), D], unit rows as they are stored.
     """
 
     window: int
     positions: list[int]
-    rows: Half
+    rows: Vectors
     facts: Facts
     broken: dict[int, str]
     seconds: dict[str, float]
@@ -60,7 +60,7 @@ class Embedded:
 class Returning:
     """Rows on their way from a device: they are whole once `ready` has happened (None: now).
 
-    unit: [B, D] float16 of length one; norms: [B] float32, the lengths they had.
+    unit: [B, D] of length one; norms: [B] float32, the lengths they had.
     """
 
     unit: Tensor
@@ -93,6 +93,8 @@ class Runner:
     budget: Budget
     costs: npt.NDArray[np.int64]
     check: bool
+    dtype: str = DTYPE
+    """of the rows"""
 
     def run(self, prepared: Iterable[Prepared], *, ahead: int) -> Iterator[Embedded]:
         """What becomes of the batches, in order; so many are launched before the first has landed. Behind
@@ -113,7 +115,7 @@ class Runner:
         try:
             if prepared.positions:
                 rows = self.embedder.embed(prepared.batch)
-                returning = _returning(rows, len(prepared.positions))
+                returning = _returning(rows, len(prepared.positions), self.dtype)
         except Exception as error:
             # a new error: the old one's traceback would hold the memory that ran out
             failed = MemoryError(str(error)) if out_of_memory(error) else error
@@ -124,7 +126,7 @@ class Runner:
         launch ended with, and BadEmbedding that names the item at fault."""
         clock = time.perf_counter()
         prepared = flight.prepared
-        rows: Half = np.zeros((0, 0), np.float16)
+        rows: Vectors = np.zeros((0, 0), self.dtype)
         facts = Facts(np.zeros(0, np.float32), np.zeros(0, np.int16))
         if prepared.positions:
             rows, norms = self._rows(flight)
@@ -136,8 +138,8 @@ class Runner:
         }
         return Embedded(prepared.window, prepared.positions, rows, facts, prepared.broken, seconds)
 
-    def _rows(self, flight: Flight) -> tuple[Half, Norms]:
-        """[B, D] float16 unit rows and the norms they had."""
+    def _rows(self, flight: Flight) -> tuple[Vectors, Norms]:
+        """[B, D] unit rows and the norms they had."""
         if isinstance(flight.error, MemoryError):
             return self._halved(flight.prepared, flight.error)
         if flight.error is not None:
@@ -156,7 +158,7 @@ class Runner:
             )
         return back.unit.numpy(), norms
 
-    def _halved(self, prepared: Prepared, error: MemoryError) -> tuple[Half, Norms]:
+    def _halved(self, prepared: Prepared, error: MemoryError) -> tuple[Vectors, Norms]:
         positions, items = prepared.positions, self.source.items
         costs = self.costs[positions]
         if len(positions) == 1:
@@ -174,16 +176,16 @@ class Runner:
         return np.concatenate([rows for rows, _ in halves]), np.concatenate([norms for _, norms in halves])
 
 
-def _returning(rows: Tensor, count: int) -> Returning:
-    """Rows brought to unit length in float32, then rounded to the store's float16, and their norms, sent
-    to this process."""
+def _returning(rows: Tensor, count: int, dtype: str) -> Returning:
+    """Rows brought to unit length in float32, then rounded as they are stored, and their norms, sent to
+    this process."""
     import torch
 
     if rows.ndim != 2 or rows.shape[0] != count:
         raise BadEmbedding(f"the model returned shape {tuple(rows.shape)} for {count} items, not [B, D]")
     rows = rows.detach().to(dtype=torch.float32)
     norms = torch.linalg.vector_norm(rows, dim=1)
-    unit = (rows / norms[:, None].clamp_min(1e-12)).half()
+    unit = (rows / norms[:, None].clamp_min(1e-12)).to(getattr(torch, dtype))
     # without waiting, and so into page-locked memory
     unit, norms = (each.to("cpu", non_blocking=True) for each in (unit, norms))
     ready = torch.cuda.current_stream(rows.device).record_event() if rows.is_cuda else None

@@ -19,7 +19,7 @@ from harness.errors import BadEmbedding, DataInvalid
 from harness.model import Embedder, Frontend
 from harness.probe import WORTH, best_budget
 from harness.progress import progress
-from harness.store import Facts, Half, Keys, Store, key
+from harness.store import DTYPE, Facts, Keys, Store, Vectors, key
 from harness.workers import ItemSource, Prepared, in_workers, worker_count
 
 WINDOW_ITEMS = 16_384
@@ -46,7 +46,7 @@ class EngineOptions:
 
     batch_tokens bounds the padded cost of a batch; workers None chooses by the machine; compile hands
     the model's modules to torch.compile; probe looks for the budget at which the device is fastest,
-    and only windows go by batch_tokens then.
+    and only windows go by batch_tokens then. store_dtype rounds the rows, and is part of the identity.
     """
 
     device: str = "cpu"
@@ -55,6 +55,7 @@ class EngineOptions:
     quiet: bool = False
     compile: bool = False
     probe: bool = False
+    store_dtype: str = DTYPE
 
 
 @dataclass(slots=True)
@@ -267,7 +268,7 @@ def _embed_all(work: Work, keys: Keys, engine: Engine, store: Store, title: str)
     could not be."""
     stats = work.stats
     left = [len(window) for window in work.windows()]
-    rows: dict[int, dict[int, Half]] = defaultdict(dict)
+    rows: dict[int, dict[int, Vectors]] = defaultdict(dict)
     facts = Facts(np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int16))
     unreadable: dict[np.bytes_, str] = {}
     with progress(title, len(keys), quiet=work.options.quiet) as advance:
@@ -287,7 +288,7 @@ def _embed_all(work: Work, keys: Keys, engine: Engine, store: Store, title: str)
     return unreadable
 
 
-def _finish(rows: Mapping[int, Half], facts: Facts, keys: Keys, work: Work, store: Store) -> int:
+def _finish(rows: Mapping[int, Vectors], facts: Facts, keys: Keys, work: Work, store: Store) -> int:
     """Check a window as a whole and store it as one shard, in item order; how many rows it has."""
     if not rows:
         return 0
@@ -319,7 +320,7 @@ class Local:
         work.stats.spend("load", clock)
         source = ItemSource(work.items, work.frontend)
         workers = worker_count(work.items, work.options.workers)
-        runner = Runner(embedder, source, work.budget, work.costs, work.check)
+        runner = Runner(embedder, source, work.budget, work.costs, work.check, work.options.store_dtype)
         if work.budget.probe and work.costs.sum() >= WORTH * work.budget.tokens:
             clock = time.perf_counter()
             work.budget.tokens = best_budget(runner, work.budget.tokens // 4)

@@ -112,8 +112,8 @@ class Opened:
     check: bool = False
 
     @classmethod
-    def of(cls, name: str, frontend: Frontend, *, check: bool = False) -> Opened:
-        return cls(name, frontend, full_identity(name, frontend, {"store_dtype": DTYPE}), check)
+    def of(cls, name: str, frontend: Frontend, *, check: bool = False, dtype: str = DTYPE) -> Opened:
+        return cls(name, frontend, full_identity(name, frontend, {"store_dtype": dtype}), check)
 
     @property
     def id(self) -> str:
@@ -183,7 +183,7 @@ class Session:
         return self._keyed[place]
 
     def store(self, opened: Opened) -> Store:
-        return self._store(opened.id, opened.identity)
+        return self._store(opened.id, opened.identity, dtype=opened.identity["store_dtype"])
 
     def speed(self, opened: Opened) -> Speed:
         """What the results so far tell of this model on this device, else a rule of thumb."""
@@ -243,15 +243,21 @@ class Session:
         return self._stores[name]
 
 
-def open_model(spec: ModelSpec, given: Mapping[str, str], collection: Collection | None = None) -> Opened:
-    """Open a model's frontend; a check model needs the task's collection."""
+def open_model(
+    spec: ModelSpec,
+    given: Mapping[str, str],
+    collection: Collection | None = None,
+    *,
+    dtype: str = DTYPE,
+) -> Opened:
+    """Open a model's frontend; a check model needs the task's collection. dtype: of the stored rows."""
     if spec.check is None:
         frontend = open_frontend(spec, given)
     elif collection is None:
         raise HarnessError(f"model {spec.name!r} is a check: it is built for one loaded task at a time")
     else:
         frontend = spec.check(collection)
-    return Opened.of(spec.name, frontend, check=spec.check is not None)
+    return Opened.of(spec.name, frontend, check=spec.check is not None, dtype=dtype)
 
 
 def open_frontend(spec: ModelSpec | RerankerSpec, given: Mapping[str, str]) -> Any:
@@ -298,7 +304,8 @@ def evaluate(
     """
     searcher = catalog.searcher(options.searcher)
     require_data(tasks, options.data, options.protocol)
-    opened = None if spec.check else open_model(spec, model_options)
+    dtype = options.engine.store_dtype
+    opened = None if spec.check else open_model(spec, model_options, dtype=dtype)
     if options.overwrite != "only-cache":
         require_writable(options.output_dir, "the output folder")
         require_writable(options.cache_dir, "the cache folder")
@@ -350,7 +357,7 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
     loaded: tuple[Collection, dict[str, int]] | None = None
     if opened is None:
         loaded = load_collection(task, options)
-        opened = open_model(spec, {}, loaded[0])
+        opened = open_model(spec, {}, loaded[0], dtype=session.options.engine.store_dtype)
     path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
     stored = _stored(path, task, options.overwrite)
     if stored is not None or options.overwrite == "only-cache":

@@ -103,7 +103,8 @@ def plan(
     catalog.searcher(options.searcher)
     require_data(tasks, options.data, options.protocol)
     session = Session.start(options)
-    shared = None if spec.check else open_model(spec, model_options)
+    dtype = options.engine.store_dtype
+    shared = None if spec.check else open_model(spec, model_options, dtype=dtype)
     claimed: dict[str, Keys] = {}
     left = [each for task in tasks for each in _lefts(session, spec, shared, task, claimed)]
     speeds: dict[str, Speed] = {}
@@ -141,7 +142,7 @@ def _left(
     options = session.options
     protocol_id = digest(task.fingerprint(options.protocol, task_files(task, options, session.digests)))
     collection, _ = load_collection(task, options)
-    opened = shared or open_model(spec, {}, collection)
+    opened = shared or open_model(spec, {}, collection, dtype=options.engine.store_dtype)
     path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
     lacking = not_taken(collection, opened.frontend.modalities)
     done = options.overwrite != "always" and path.exists()
@@ -186,8 +187,10 @@ def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[st
         tokens=sum(left.tokens.values()),
         state=left.state,
         modalities=left.counts,
-        disk=None if dim is None else count * row_bytes(dim),
-        search_memory=peak_memory(queries, candidates, dim, deepest, options.search_memory)
+        disk=None if dim is None else count * row_bytes(dim, options.engine.store_dtype),
+        search_memory=peak_memory(
+            queries, candidates, dim, deepest, options.search_memory, options.engine.store_dtype
+        )
         if dim and pairs
         else None,
         seconds=speed.seconds(
@@ -223,7 +226,7 @@ def _probe(session: Session, opened: Opened, items: Sequence[Item]) -> Speed:
             chosen = group[:count]
             keyed = key_items(chosen, session.digests)
             with tempfile.TemporaryDirectory() as scratch:
-                store = Store(Path(scratch), opened.identity)
+                store = Store(Path(scratch), opened.identity, dtype=engine.store_dtype)
                 _, stats = encode(
                     chosen,
                     keyed,

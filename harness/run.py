@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -49,18 +49,18 @@ class Ragged:
 
 
 class Rows(Protocol):
-    """Unit vectors that need not be in memory: [N, D] float16, read block by block."""
+    """Unit vectors that need not be in memory: [N, D] float16 or float32, read block by block."""
 
     @property
     def dim(self) -> int: ...
 
     def __len__(self) -> int: ...
 
-    def block(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+    def block(self, start: int, stop: int) -> npt.NDArray[np.floating[Any]]:
         """Rows start to stop, [stop - start, D]."""
         ...
 
-    def take(self, rows: Int64) -> npt.NDArray[np.float16]:
+    def take(self, rows: Int64) -> npt.NDArray[np.floating[Any]]:
         """These rows, in this order, [len(rows), D]."""
         ...
 
@@ -90,7 +90,7 @@ class SearchRequest:
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a search backend answers. Scores are exact: the float64 dot product of the stored
-    float16 rows, rounded to float32; order is score descending, then pool row ascending.
+    rows, rounded to float32; order is score descending, then pool row ascending.
 
     rows, scores: [Q, k], padded with -1 and -inf where a query has fewer candidates.
     For each positive in order of `request.positives`: its score (-inf: unreachable), how many

@@ -25,6 +25,8 @@ from harness.remote import Remote
 
 FORMAT = 1
 DTYPE = "float16"
+DTYPES = (DTYPE, "float32")
+"""Of stored embeddings: the default, and one that rounds less for twice the disk."""
 IDENTITY = "identity.json"
 _HEADERS = range(64, 1024, 64)
 """Bytes that the header of an `.npy` file of rows may have."""
@@ -33,7 +35,7 @@ _MAPPED = 256
 
 Keys = npt.NDArray[np.bytes_]
 """[N] of 16-byte strings."""
-Half = npt.NDArray[np.float16]
+Vectors = npt.NDArray[np.floating[Any]]
 
 
 def key(item: Item, digests: Digests) -> bytes:
@@ -101,7 +103,7 @@ class Shard:
         except OSError as error:
             return _unreadable(error)
 
-    def read(self, start: int, stop: int) -> Half:
+    def read(self, start: int, stop: int) -> Vectors:
         """[stop - start, D]: read, not mapped, so that a pool larger than memory passes through.
 
         Raises StorageError where the rows have gone.
@@ -113,7 +115,7 @@ class Shard:
         except (OSError, ValueError) as error:
             raise self._gone(error) from error
 
-    def map(self) -> Half:
+    def map(self) -> Vectors:
         """[N, D], mapped. Raises StorageError where the rows have gone."""
         try:
             return np.asarray(np.load(self.rows, mmap_mode="r"))
@@ -197,9 +199,9 @@ def _unreadable(error: OSError) -> str:
     return f"it cannot be read ({(error.strerror or str(error)).lower()})"
 
 
-def row_bytes(dim: int) -> int:
+def row_bytes(dim: int, dtype: str) -> int:
     """Bytes of a stored embedding: the row, and its key, norm and count in the manifest."""
-    return dim * np.dtype(DTYPE).itemsize + 44
+    return dim * np.dtype(dtype).itemsize + 44
 
 
 def _check(about: Mapping[str, Any]) -> int:
@@ -209,29 +211,29 @@ def _check(about: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Rows of the store in any wanted order, read when asked for: [N, D] float16."""
+    """Rows of the store in any wanted order, read when asked for: [N, D]."""
 
     shards: Sequence[Shard]
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     dim: int
-    _maps: dict[int, Half] = field(default_factory=dict)
+    _maps: dict[int, Vectors] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.shard)
 
-    def block(self, start: int, stop: int) -> Half:
+    def block(self, start: int, stop: int) -> Vectors:
         return self._gather(self.shard[start:stop], self.row[start:stop], self._span)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Half:
+    def take(self, rows: npt.NDArray[np.int64]) -> Vectors:
         return self._gather(self.shard[rows], self.row[rows], self._few)
 
     def _gather(
         self,
         shard: npt.NDArray[np.int32],
         row: npt.NDArray[np.int32],
-        read: Callable[[int, npt.NDArray[np.int32]], Half],
-    ) -> Half:
+        read: Callable[[int, npt.NDArray[np.int32]], Vectors],
+    ) -> Vectors:
         if len(shard) and (shard == shard[0]).all():
             return read(int(shard[0]), row)
         out = np.empty((len(shard), self.dim), self.shards[0].dtype if self.shards else np.float16)
@@ -240,7 +242,7 @@ class StoredRows:
             out[here] = read(s, row[here])
         return out
 
-    def _span(self, s: int, row: npt.NDArray[np.int32]) -> Half:
+    def _span(self, s: int, row: npt.NDArray[np.int32]) -> Vectors:
         """Rows that lie close to one another: what is between them is read too."""
         first, last = int(row.min()), int(row.max())
         if last - first > 4 * len(row):
@@ -248,7 +250,7 @@ class StoredRows:
         found = self.shards[s].read(first, last + 1)
         return found if len(found) == len(row) and (np.diff(row) == 1).all() else found[row - first]
 
-    def _few(self, s: int, row: npt.NDArray[np.int32]) -> Half:
+    def _few(self, s: int, row: npt.NDArray[np.int32]) -> Vectors:
         mapped = self._maps.get(s)
         if mapped is None:
             if len(self._maps) >= _MAPPED:
@@ -292,7 +294,7 @@ class _Away:
 
 
 class Store:
-    """Rows of one identity below `root`: embeddings in float16, or a reranker's scores in float32.
+    """Rows of one identity below `root`: embeddings, or a reranker's scores in float32.
 
     A shard is one `.npy` file of rows plus a `.json` manifest with the keys and checksums. The
     manifest is renamed into place last, so that a shard exists wholly or not at all, under kill -9

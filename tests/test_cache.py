@@ -145,16 +145,18 @@ def test_tables_of_a_shared_cache_are_used(tmp_path, monkeypatch):
     assert tables(tmp_path / "mine") == []
 
 
-def test_exported_rows_are_those_of_the_ids(tmp_path):
+@pytest.mark.parametrize(("dtype", "rounding"), [("float16", 2.0**-11), ("float32", 2.0**-22)])
+def test_exported_rows_are_those_of_the_ids(tmp_path, dtype, rounding):
     toy, tasks = spec(Toy()), [task(collection)]
     options = places(tmp_path)
+    options = dataclasses.replace(options, engine=dataclasses.replace(options.engine, store_dtype=dtype))
     with pytest.raises(
         HarnessError, match=r"toys/a: 12 of 12 queries, 12 of 12 candidates are not in the cache"
     ):
         export(cached(toy, {}, tasks[0], options), tmp_path / "out")
     evaluate(catalog([toy], tasks), toy, {}, tasks, options)
     about = export(cached(toy, {}, tasks[0], options), tmp_path / "out")
-    assert (about["queries"], about["candidates"], about["dim"], about["dtype"]) == (12, 12, 32, "float16")
+    assert (about["queries"], about["candidates"], about["dim"], about["dtype"]) == (12, 12, 32, dtype)
     assert about == json.loads((tmp_path / "out" / "about.json").read_text())
     loaded = collection()
     frontend = Toy()
@@ -162,7 +164,9 @@ def test_exported_rows_are_those_of_the_ids(tmp_path):
         rows = np.load(tmp_path / "out" / f"{name}.npy")
         assert json.loads((tmp_path / "out" / f"{name}.ids.json").read_text()) == [t.id for t in things]
         plain = frontend.load("cpu").embed(frontend.prepare(things)).numpy()
-        np.testing.assert_allclose(rows, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=2.0**-11)
+        assert rows.dtype == dtype
+        unit = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+        np.testing.assert_allclose(rows, unit, rtol=0, atol=rounding)
 
 
 def test_a_damaged_shard_is_named_and_made_again_in_the_same_evaluation(tmp_path):

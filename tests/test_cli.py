@@ -14,6 +14,24 @@ import pytest
 from harness import __version__
 
 
+def test_the_dtype_of_the_store_is_another_identity_with_nearly_the_same_scores(cli, tmp_path):
+    found = {}
+    for dtype in ("float16", "float32"):
+        assert eval_random(cli, "--store-dtype", dtype)[0] == 0
+        code, out, _ = cli(
+            "plan", "-m", "random", "-t", "demo/text-to-image", "--store-dtype", dtype, "--json"
+        )
+        assert code == 0
+        assert json.loads(out)[0]["to_encode"] == 0
+    for path in (tmp_path / "results" / "runs" / "random").glob("*/demo__text-to-image/*.json"):
+        result = json.loads(path.read_text())
+        found[result["identity"]["store_dtype"]] = result["metrics"]["hit_at_10"]["value"]
+    assert found["float16"] == pytest.approx(found["float32"], abs=0.02)
+    code, _, err = cli("eval", "-m", "random", "-t", "demo/text-to-image", "--store-dtype", "int8")
+    assert code == 2
+    assert "int8" in err
+
+
 def eval_random(cli, *more):
     return cli("eval", "-m", "random", "-t", "demo/text-to-image", "--workers", 0, *more)
 

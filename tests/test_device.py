@@ -56,8 +56,8 @@ def gpu(monkeypatch):
 
     log, sent = [], device._returning
 
-    def returning(rows, count):
-        back = sent(rows, count)
+    def returning(rows, count, dtype):
+        back = sent(rows, count, dtype)
         log.append(f"launch {sum(said.startswith('launch') for said in log)}")
         return device.Returning(back.unit, back.norms, Event(log, log[-1].split()[1]))
 

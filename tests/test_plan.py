@@ -90,7 +90,7 @@ def test_disk_is_what_the_store_takes(tmp_path):
     evaluate(catalog([toy], tasks), toy, {}, tasks[:1], places(tmp_path))
     taken = sum(p.stat().st_size for p in (tmp_path / "cache" / "embeddings").rglob("*") if p.is_file())
     two = planned(tmp_path, tasks)[1]
-    assert two.disk == 410 * row_bytes(32)
+    assert two.disk == 410 * row_bytes(32, "float16")
     assert two.disk == pytest.approx(taken, rel=0.1)
 
 
@@ -114,7 +114,7 @@ def test_a_probe_foretells_the_first_run(tmp_path, slow):
     tasks = [task(lambda: long_texts(200, 0))]
     (foretold,) = planned(tmp_path, tasks, slow, probe=True, batch_tokens=2000)
     assert foretold.source == "a probe of this device"
-    assert foretold.disk == 210 * row_bytes(32)
+    assert foretold.disk == 210 * row_bytes(32, "float16")
     toy = spec(slow)
     (outcome,) = evaluate(catalog([toy], tasks), toy, {}, tasks, places(tmp_path, batch_tokens=2000))
     took = outcome.result.provenance["plan"]["actual"]["encode"]

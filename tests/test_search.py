@@ -138,6 +138,43 @@ def test_every_field_equals_brute_force_in_any_cut_and_backend(
         assert_same(FAISS.search(request), expected)
 
 
+def in_float32(request: SearchRequest) -> SearchRequest:
+    """The rows moved by as little as float16 cannot show, equal ones alike."""
+    moved = np.random.default_rng(7).standard_normal(request.pool.dim) * 1e-5
+    rows = []
+    for each in (request.queries, request.pool):
+        x = each.block(0, len(each)).astype(np.float64) + moved
+        rows.append(ArrayRows((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)))
+    return replace(request, queries=rows[0], pool=rows[1])
+
+
+@pytest.mark.parametrize("sieve", [True, False])
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize("n", [1, 65, 300, 4500])
+def test_rows_stored_as_float32_are_ranked_as_they_are(
+    make: Callable[..., Half], n: int, sieve: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
+    for k in (1, 9, 100):
+        request = replace(in_float32(request_for(make, n, 48, k, seed=n)), sieve=sieve)
+        expected = brute_force(request)
+        assert_same(search(request), expected)
+        assert_same(search(replace(request, memory=1 << 20)), expected)
+        assert_same(FAISS.search(request), expected)
+        scope = lists(np.random.default_rng(n), 13, 0, n, 60)
+        assert_same(search(replace(request, scope=scope)), brute_force(replace(request, scope=scope)))
+
+
+def test_float16_would_rank_them_otherwise() -> None:
+    """So that the test above could fail: two rows that differ by less than float16 shows."""
+    pool = np.zeros((2, 4), np.float32)
+    pool[:, 0], pool[1, 0] = 0.5, 0.5 + 2**-14
+    request = SearchRequest(ArrayRows(np.eye(1, 4, dtype=np.float32)), ArrayRows(pool), 2, Ragged.of([()]))
+    assert search(request).rows.tolist() == [[1, 0]]
+    half = replace(request, pool=ArrayRows(pool.astype(np.float16)))
+    assert search(half).rows.tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize("make", POOLS)
 def test_excluded_rows_are_neither_ranked_nor_counted(make: Callable[..., Half]) -> None:
     rng = np.random.default_rng(1)

@@ -22,6 +22,7 @@ from harness.media import open_picture
 from harness.metrics import NDCG, Recall
 from harness.model import ModelSpec
 from harness.registry import Catalog
+from harness.store import DTYPE
 from harness.task import Need, Protocol, Task
 from harness.testing import write_picture
 
@@ -47,7 +48,13 @@ class Model:
 
 
 def bench_evaluation(
-    catalog: Catalog, model: Model, data: Path, timing: Timing, *, batch_tokens: int = 1024
+    catalog: Catalog,
+    model: Model,
+    data: Path,
+    timing: Timing,
+    *,
+    batch_tokens: int = 1024,
+    store_dtype: str = DTYPE,
 ) -> list[Row]:
     """The collection in `data` evaluated by ours, with an empty cache (cold) and with the embeddings in
     the cache (warm), and by the others. Loading the model counts for all; Python's start and imports for
@@ -64,7 +71,11 @@ def bench_evaluation(
         )
     model.load()  # what a library imports at its first model
     with threads(timing.threads), tempfile.TemporaryDirectory() as folder:
-        ours = partial(_evaluate, catalog, model, data, timing, batch_tokens)
+        workers = 0 if timing.threads == 1 else None  # others' CPU seconds would not be counted
+        engine = EngineOptions(
+            batch_tokens=batch_tokens, workers=workers, quiet=True, store_dtype=store_dtype
+        )
+        ours = partial(_evaluate, catalog, model, data, engine)
         reached: dict[str, Scores] = {}
 
         def cold() -> None:
@@ -86,7 +97,7 @@ def bench_evaluation(
             for key in METRICS
         )
         queries, pool = len(collection.queries), len(collection.pool)
-        case = f"evaluate {queries:,} queries × {pool:,}, {model.spec.name}, {timing.clock}"
+        case = f"evaluate {queries:,} queries × {pool:,}, {model.spec.name}, {store_dtype}, {timing.clock}"
         floors = _embedding(model, collection, batch_tokens, timing), _product(queries, pool, timing)
         return [
             row
@@ -97,12 +108,8 @@ def bench_evaluation(
         ]
 
 
-def _evaluate(
-    catalog: Catalog, model: Model, data: Path, timing: Timing, batch_tokens: int, cache: Path
-) -> Scores:
+def _evaluate(catalog: Catalog, model: Model, data: Path, engine: EngineOptions, cache: Path) -> Scores:
     """Everything anew but for what is in the cache."""
-    workers = 0 if timing.threads == 1 else None  # others' CPU seconds would not be counted
-    engine = EngineOptions(batch_tokens=batch_tokens, workers=workers, quiet=True)
     options = EvalOptions(data, cache / "runs", cache, engine=engine, overwrite="always")
     (outcome,) = evaluate(catalog, model.spec, model.options, [_TASK], options)
     if outcome.result is None:

@@ -21,6 +21,7 @@ from .shared import (
     Device,
     ModelArgs,
     ModelName,
+    StoreDtype,
     installed,
     options_of,
     say,
@@ -132,6 +133,7 @@ def bench_eval(
         Path | None,
         typer.Option(help="A folder of sentence-transformers (texts) or open_clip (pictures) instead."),
     ] = None,
+    store_dtype: StoreDtype = "float16",
     rounds: Rounds = 1,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -163,7 +165,10 @@ def bench_eval(
             model = bench.Model(
                 catalog.model("clip"), {"pretrained": str(path)}, partial(bench.OpenClip, path)
             )
-        _show(bench.bench_evaluation(catalog, model, place, bench.Timing(rounds, threads)), as_json)
+        rows = bench.bench_evaluation(
+            catalog, model, place, bench.Timing(rounds, threads), store_dtype=store_dtype
+        )
+        _show(rows, as_json)
 
 
 def _installed_minilm() -> Path:

@@ -23,6 +23,7 @@ from .shared import (
     ModelName,
     SharedCache,
     Split,
+    StoreDtype,
     TaskNames,
     installed,
     options_of,
@@ -185,9 +186,11 @@ def cache_export(
     split: Split = None,
     cache_dir: CacheDir = None,
     shared_cache: SharedCache = None,
+    store_dtype: StoreDtype = "float16",
 ) -> None:
     """Write the cached vectors of tasks as .npy files with the ids of their rows, for other tools."""
     from harness.cache import cached, export
+    from harness.encode import EngineOptions
     from harness.evaluate import EvalOptions
     from harness.hub import shown
     from harness.task import Protocol
@@ -200,6 +203,7 @@ def cache_export(
         out,
         files.cache_dir(),
         Protocol(split=split),
+        EngineOptions(store_dtype=store_dtype),
         shared_caches=files.shared_caches(),
         remote_caches=files.remote_caches(),
     )

@@ -26,6 +26,7 @@ from .shared import (
     Quiet,
     SharedCache,
     Split,
+    StoreDtype,
     SuiteNames,
     TaskNames,
     Verbose,
@@ -157,6 +158,7 @@ def evaluate(
     workers: Workers = None,
     engine: EngineChoice = EngineName.local,
     compile: Compile = False,
+    store_dtype: StoreDtype = "float16",
     searcher: SearcherName = "torch",
     search_memory: SearchMemory = "1G",
     split: Split = None,
@@ -210,7 +212,7 @@ def evaluate(
         protocol=Protocol(
             split, prompt_profile, instructions, seed, limit, skip_broken, tuple(sorted(set(words(compat))))
         ),
-        engine=EngineOptions(device, tokens, workers, quiet, compile, probe_budget),
+        engine=EngineOptions(device, tokens, workers, quiet, compile, probe_budget, store_dtype),
         searcher=searcher,
         search_memory=size_in_bytes(search_memory),
         overwrite=overwrite_strategy.value,

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -64,6 +64,12 @@ BatchTokens = Annotated[
         metavar="N|auto",
         help="Budget of a batch: items × the longest one's tokens; auto looks for the fastest, and remembers"
         " it; default by the device.",
+    ),
+]
+StoreDtype = Annotated[
+    Literal["float16", "float32"],
+    typer.Option(
+        help="Of stored embeddings: float32 keeps scores to 1e-7 instead of 1e-4, for twice the disk."
     ),
 ]
 Workers = Annotated[

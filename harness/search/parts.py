@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,10 @@ class Part:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def block(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+    def block(self, start: int, stop: int) -> npt.NDArray[np.floating[Any]]:
         return self.rows.block(self.start + start, self.start + stop)
 
-    def take(self, rows: Int64) -> npt.NDArray[np.float16]:
+    def take(self, rows: Int64) -> npt.NDArray[np.floating[Any]]:
         return self.rows.take(self.start + rows)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from harness.errors import HarnessError
 from harness.run import SearchRequest
 from harness.search.rows import on_device
@@ -82,21 +84,21 @@ def _query_bytes(dim: int, width: int) -> int:
 
 
 def _tile_bytes(dim: int, width: int, sifts: bool, queries: int, tile: int) -> int:
-    """Two blocks of float16, the tile in float32 and, for degenerate pools, in float64; scores,
+    """Two blocks as they are stored, the tile in float32 and, for degenerate pools, in float64; scores,
     scratch and lists of hits; the copies that a compression of the running results makes. Where
     bfloat16 comes first, it adds to tile, queries and scores."""
     half = 2 if sifts else 0
-    return tile * dim * (16 + half) + queries * (dim * (12 + half) + tile * (24 + half) + width * 40)
+    return tile * dim * (20 + half) + queries * (dim * (12 + half) + tile * (24 + half) + width * 40)
 
 
-def peak_memory(queries: int, candidates: int, dim: int, k: int, memory: int) -> int:
+def peak_memory(queries: int, candidates: int, dim: int, k: int, memory: int, dtype: str = "float16") -> int:
     """Bytes that the built-in search takes at most on a CPU: what of its budget `memory` it can use, the
-    queries in float16, and the results."""
+    queries as they are stored, and the results."""
     sifts = sifted(k + 1, candidates, "cpu")
     width = _width(k + 1, sifts)
     tiles = 2 * _tile_bytes(dim, width, sifts, min(queries, _TILE // 4), _tile(candidates, _TILE))
     running = queries * _query_bytes(dim, width)
-    return min(memory, tiles + running) + queries * (2 * dim + 16 * (k + 1))
+    return min(memory, tiles + running) + queries * (np.dtype(dtype).itemsize * dim + 16 * (k + 1))
 
 
 def sifted(k: int, candidates: int, device: str) -> bool:

@@ -1,10 +1,10 @@
-"""Rows of float16 in memory and on a device, and lists of rows as numbers."""
+"""Rows in memory and on a device, and lists of rows as numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from harness.run import Int64, Ragged, Rows
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class ArrayRows:
     """Rows in memory, or in a mapped file."""
 
-    array: npt.NDArray[np.float16]
-    """[N, D] float16, unit rows"""
+    array: npt.NDArray[np.floating[Any]]
+    """[N, D] float16 or float32, unit rows"""
 
     @property
     def dim(self) -> int:
@@ -29,10 +30,10 @@ class ArrayRows:
     def __len__(self) -> int:
         return len(self.array)
 
-    def block(self, start: int, stop: int) -> npt.NDArray[np.float16]:
+    def block(self, start: int, stop: int) -> npt.NDArray[np.floating[Any]]:
         return self.array[start:stop]
 
-    def take(self, rows: Int64) -> npt.NDArray[np.float16]:
+    def take(self, rows: Int64) -> npt.NDArray[np.floating[Any]]:
         return self.array.take(rows, axis=0)
 
 
@@ -49,11 +50,16 @@ class Vectors:
     def take(self, rows: Int64) -> Tensor:
         return self._tensor(self.rows.take(rows))
 
-    def _tensor(self, array: npt.NDArray[np.float16]) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.block(0, 0).dtype
+
+    def _tensor(self, array: npt.NDArray[np.floating[Any]]) -> Tensor:
         import torch
 
+        kind = np.float32 if array.dtype == np.float32 else np.float16
         # torch warns about arrays that it could write to and must not, such as mapped files.
-        tensor = torch.from_numpy(np.require(array, np.float16, ["C", "W"]))
+        tensor = torch.from_numpy(np.require(array, kind, ["C", "W"]))
         if self.device.startswith("cuda"):
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

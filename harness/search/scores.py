@@ -1,8 +1,10 @@
-"""Canonical scores: the float64 dot product of the stored float16 rows, rounded to float32.
+"""Canonical scores: the float64 dot product of the stored rows, rounded to float32.
 
 The product of two float16 numbers is a multiple of 2^-48, and so is every partial sum; for unit rows
 none exceeds 2, so that 50 bits hold it and float64 adds without any rounding. The order of
-summation, the tile, the thread count and the device therefore cannot show in a score.
+summation, the tile, the thread count and the device therefore cannot show in a score. Rows stored as
+float32 have longer products: their sums are made in one order whatever the tile and the threads, and only
+another device may round one score in some ten million the other way.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ LAST = 2**31 - 1
 def tolerance(dim: int, device: str) -> float:
     """How far a float32 matrix product of unit rows can lie from the canonical score.
 
-    Products of float16 numbers are exact in float32; `dim` additions in any order then err by at
-    most dim · 2^-24 · sum|q_i x_i|, and the sum is at most 1 (Higham, Accuracy and Stability of
-    Numerical Algorithms, §3.1). Sums of equal terms, as in constant vectors, come within a factor
-    of 20 of it, so that nothing smaller is safe. Tensor cores truncate where a CPU rounds, and
-    align the terms of a block before they add them: four times as much (Fasi et al. 2021,
-    Numerical behavior of NVIDIA tensor cores). The 8 cover the roundings of the canonical score
-    and of the comparisons, 1.01 the norms of rounded rows.
+    Products of float16 numbers are exact in float32, those of float32 are rounded once; `dim` additions
+    in any order then err by at most dim · 2^-24 · sum|q_i x_i|, and the sum is at most 1 (Higham,
+    Accuracy and Stability of Numerical Algorithms, §3.1). Sums of equal terms, as in constant vectors,
+    come within a factor of 20 of it, so that nothing smaller is safe. Tensor cores truncate where a CPU
+    rounds, and align the terms of a block before they add them: four times as much (Fasi et al. 2021,
+    Numerical behavior of NVIDIA tensor cores). The 8 cover the roundings of products, of the
+    canonical score and of the comparisons, 1.01 the norms of rounded rows.
     """
     return 1.01 * 2.0**-24 * (8 + dim * (4 if device.startswith("cuda") else 1))
 
@@ -67,7 +69,7 @@ NOTHING = int(keys_of(np.full(1, -np.inf, np.float32), LAST)[0])
 def exact(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     """Canonical scores of the pairs of queries[query] and what `read` gives, `step` of them at a time, [P].
 
-    queries: [B, D] float16; fastest where `query` ascends.
+    queries: [B, D]; fastest where `query` ascends.
     """
     return _sums(queries, read, query, step) if queries.is_cuda else _dots(queries, read, query, step)
 
@@ -75,6 +77,8 @@ def exact(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
 def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     """By a matrix-vector product for each run of one query, while its rows are in the processor's cache."""
     import torch
+
+    exact_sums = queries.dtype == torch.float16
 
     count, dim = len(query), queries.shape[1]
     if not count:
@@ -95,7 +99,10 @@ def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
         if not at:
             n = min(step, count - a)
             double[:n].copy_(single[:n].copy_(read(a, a + n)))
-        np.dot(rows[at : at + b - a], asked[owner], out=scores[a:b])
+        if exact_sums:
+            np.dot(rows[at : at + b - a], asked[owner], out=scores[a:b])
+        else:  # a sum for each row by itself, whatever stands beside it
+            np.sum(rows[at : at + b - a] * asked[owner], axis=1, out=scores[a:b])
     return scores.astype(np.float32) + np.float32(0)  # -0.0 becomes 0.0
 
 
@@ -103,11 +110,13 @@ def _sums(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     """By sums of products: those of float16 numbers are exact in float32."""
     import torch
 
+    kind = torch.float32 if queries.dtype == torch.float16 else torch.float64
+
     own = torch.from_numpy(query).to(queries.device)
     scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
     for a in range(0, len(query), step):
         b = min(len(query), a + step)
-        scores[a:b] = (read(a, b).float() * queries[own[a:b]].float()).sum(1, dtype=torch.float64)
+        scores[a:b] = (read(a, b).to(kind) * queries[own[a:b]].to(kind)).sum(1, dtype=torch.float64)
     return scores.add_(0.0).cpu().numpy()
 
 

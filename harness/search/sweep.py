@@ -252,7 +252,7 @@ class _Tile:
         import torch
 
         device, dim = on_device(request.device), request.pool.dim
-        kind = torch.float32 if device == "cpu" else torch.float16
+        kind = torch.float32 if device == "cpu" else Vectors(request.pool, "cpu").dtype
         self._whole = torch.empty(plan.tile, dim, dtype=kind, device=device)
         self._rounded = torch.empty(self._whole.shape if plan.sifted else 0, dtype=torch.bfloat16)
         self.scratch = torch.empty(plan.queries * plan.tile, device=device)
@@ -263,7 +263,7 @@ class _Tile:
         self._is_whole = self._is_rounded = False
 
     def whole(self) -> Tensor:
-        """[C, D] float32, on CUDA float16"""
+        """[C, D] float32, on CUDA as they are stored"""
         whole = self._whole[: self._size]
         if not self._is_whole:
             whole[: self.count].copy_(self._rows)

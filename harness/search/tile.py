@@ -27,12 +27,14 @@ GROUP = 64
 
 
 def product(device: str) -> Gemm:
-    """The fastest product: of float16 on CUDA, with float32 sums, and of float32 or bfloat16 on a CPU, there
-    with the scores of each candidate side by side."""
+    """The fastest product: of float16 or float32 on CUDA, with float32 sums, and of float32 or bfloat16 on a
+    CPU, there with the scores of each candidate side by side."""
     import torch
 
     if device.startswith("cuda"):
-        return lambda q, x: torch.mm(q, x.T, out_dtype=torch.float32)
+        return lambda q, x: (
+            torch.mm(q, x.T) if q.dtype == torch.float32 else torch.mm(q, x.T, out_dtype=torch.float32)
+        )
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         # oneDNN is twice as fast as torch.matmul (MKL) on AMD, and as fast elsewhere.
         return lambda q, x: torch.ops.mkldnn._linear_pointwise(x, q, None, "none", [], "").T
@@ -58,12 +60,12 @@ def full_precision() -> Iterator[None]:
 
     cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     cuda = torch.backends.cuda.matmul
-    was = cpu.fp32_precision, cuda.allow_fp16_accumulation
-    cpu.fp32_precision, cuda.allow_fp16_accumulation = "ieee", False
+    was = cpu.fp32_precision, cuda.fp32_precision, cuda.allow_fp16_accumulation
+    cpu.fp32_precision, cuda.fp32_precision, cuda.allow_fp16_accumulation = "ieee", "ieee", False
     try:
         yield
     finally:
-        cpu.fp32_precision, cuda.allow_fp16_accumulation = was
+        cpu.fp32_precision, cuda.fp32_precision, cuda.allow_fp16_accumulation = was
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Scored:
     """A tile and its rough scores for one block of queries."""
 
     queries: Tensor
-    """[B, D] float16"""
+    """[B, D], as they are stored"""
     tile: Tensor
     """[C, D], the last rows zero where the pool ends"""
     scores: Tensor
@@ -104,7 +106,7 @@ class Scored:
 
         present, line = np.unique(query, return_inverse=True)
         at = torch.from_numpy(column).to(self.tile.device)
-        if len(query) * 16 <= len(present) * len(self.tile):
+        if self.queries.dtype != torch.float16 or len(query) * 16 <= len(present) * len(self.tile):
             step = max(1, (1 << 20) // self.tile.shape[1])
             return exact(self.queries, lambda a, b: self.tile.index_select(0, at[a:b]), query, step)
         # A pair costs about as much alone as 16 of them in a float64 product.
@@ -144,7 +146,7 @@ class Sieve:
 
     @classmethod
     def of(cls, queries: Tensor) -> Sieve:
-        """For `queries` [B, D] float16.
+        """For `queries` [B, D], unit rows.
 
         q'x' - qx = (q' - q)x' + q(x' - x), where rounding to bfloat16 moves every number of x by at
         most 2^-8 of its own size, and the whole row so; 1.01 stands for the norms of rounded rows.
