@@ -13,9 +13,13 @@ from .timing import Row
 
 GOALS = (
     (r"^search .* ascending", "^faiss", 1.2),
+    (r"^search .* k=(10|50|100),.* float32,", "^faiss.*SkylakeX", 1.05),
+    (r"^search .* k=(10|50|100),.* float32,", "^faiss", 0.65),
     (r"^search .* k=(10|50|100),", "^faiss.*SkylakeX", 0.70),
     (r"^search .* k=(10|50|100),", "^faiss", 0.40),
     (r"^search .* k=(10|50|100),", "^torch", 0.60),
+    (r"^search .* k=(10|50|100),", "^sentence-transformers", 0.50),
+    (r"^search .* k=1000,", "^faiss", 0.85),
     (r"^search", "^one query", 0.10),
     (r"^galleries", "", 0.5),
     (r"^encode", "pool's order", 0.56),
