@@ -15,7 +15,7 @@ import numpy.typing as npt
 from harness.content import Item, Text
 from harness.errors import BadEmbedding, DeviceLost, HarnessError
 from harness.model import Batch, Embedder
-from harness.store import DTYPE, Facts, Vectors
+from harness.store import DTYPE, Embeddings, Facts
 from harness.workers import ItemSource, Prepared
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Embedded:
 
     window: int
     positions: list[int]
-    rows: Vectors
+    rows: Embeddings
     facts: Facts
     broken: dict[int, str]
     seconds: dict[str, float]
@@ -126,7 +126,7 @@ class Runner:
         launch ended with, and BadEmbedding that names the item at fault."""
         clock = time.perf_counter()
         prepared = flight.prepared
-        rows: Vectors = np.zeros((0, 0), self.dtype)
+        rows: Embeddings = np.zeros((0, 0), self.dtype)
         facts = Facts(np.zeros(0, np.float32), np.zeros(0, np.int16))
         if prepared.positions:
             rows, norms = self._rows(flight)
@@ -138,7 +138,7 @@ class Runner:
         }
         return Embedded(prepared.window, prepared.positions, rows, facts, prepared.broken, seconds)
 
-    def _rows(self, flight: Flight) -> tuple[Vectors, Norms]:
+    def _rows(self, flight: Flight) -> tuple[Embeddings, Norms]:
         """[B, D] unit rows and the norms they had."""
         if isinstance(flight.error, MemoryError):
             return self._halved(flight.prepared, flight.error)
@@ -158,7 +158,7 @@ class Runner:
             )
         return back.unit.numpy(), norms
 
-    def _halved(self, prepared: Prepared, error: MemoryError) -> tuple[Vectors, Norms]:
+    def _halved(self, prepared: Prepared, error: MemoryError) -> tuple[Embeddings, Norms]:
         positions, items = prepared.positions, self.source.items
         costs = self.costs[positions]
         if len(positions) == 1:

@@ -19,7 +19,7 @@ from harness.errors import BadEmbedding, DataInvalid
 from harness.model import Embedder, Frontend
 from harness.probe import WORTH, best_budget
 from harness.progress import progress
-from harness.store import DTYPE, Facts, Keys, Store, Vectors, key
+from harness.store import DTYPE, Embeddings, Facts, Keys, Store, key
 from harness.workers import ItemSource, Prepared, in_workers, worker_count
 
 WINDOW_ITEMS = 16_384
@@ -268,7 +268,7 @@ def _embed_all(work: Work, keys: Keys, engine: Engine, store: Store, title: str)
     could not be."""
     stats = work.stats
     left = [len(window) for window in work.windows()]
-    rows: dict[int, dict[int, Vectors]] = defaultdict(dict)
+    rows: dict[int, dict[int, Embeddings]] = defaultdict(dict)
     facts = Facts(np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int16))
     unreadable: dict[np.bytes_, str] = {}
     with progress(title, len(keys), quiet=work.options.quiet) as advance:
@@ -288,7 +288,7 @@ def _embed_all(work: Work, keys: Keys, engine: Engine, store: Store, title: str)
     return unreadable
 
 
-def _finish(rows: Mapping[int, Vectors], facts: Facts, keys: Keys, work: Work, store: Store) -> int:
+def _finish(rows: Mapping[int, Embeddings], facts: Facts, keys: Keys, work: Work, store: Store) -> int:
     """Check a window as a whole and store it as one shard, in item order; how many rows it has."""
     if not rows:
         return 0

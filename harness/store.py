@@ -35,7 +35,7 @@ _MAPPED = 256
 
 Keys = npt.NDArray[np.bytes_]
 """[N] of 16-byte strings."""
-Vectors = npt.NDArray[np.floating[Any]]
+Embeddings = npt.NDArray[np.floating[Any]]
 
 
 def key(item: Item, digests: Digests) -> bytes:
@@ -103,7 +103,7 @@ class Shard:
         except OSError as error:
             return _unreadable(error)
 
-    def read(self, start: int, stop: int) -> Vectors:
+    def read(self, start: int, stop: int) -> Embeddings:
         """[stop - start, D]: read, not mapped, so that a pool larger than memory passes through.
 
         Raises StorageError where the rows have gone.
@@ -115,7 +115,7 @@ class Shard:
         except (OSError, ValueError) as error:
             raise self._gone(error) from error
 
-    def map(self) -> Vectors:
+    def map(self) -> Embeddings:
         """[N, D], mapped. Raises StorageError where the rows have gone."""
         try:
             return np.asarray(np.load(self.rows, mmap_mode="r"))
@@ -217,23 +217,23 @@ class StoredRows:
     shard: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
     dim: int
-    _maps: dict[int, Vectors] = field(default_factory=dict)
+    _maps: dict[int, Embeddings] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.shard)
 
-    def block(self, start: int, stop: int) -> Vectors:
+    def block(self, start: int, stop: int) -> Embeddings:
         return self._gather(self.shard[start:stop], self.row[start:stop], self._span)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Vectors:
+    def take(self, rows: npt.NDArray[np.int64]) -> Embeddings:
         return self._gather(self.shard[rows], self.row[rows], self._few)
 
     def _gather(
         self,
         shard: npt.NDArray[np.int32],
         row: npt.NDArray[np.int32],
-        read: Callable[[int, npt.NDArray[np.int32]], Vectors],
-    ) -> Vectors:
+        read: Callable[[int, npt.NDArray[np.int32]], Embeddings],
+    ) -> Embeddings:
         if len(shard) and (shard == shard[0]).all():
             return read(int(shard[0]), row)
         out = np.empty((len(shard), self.dim), self.shards[0].dtype if self.shards else np.float16)
@@ -242,7 +242,7 @@ class StoredRows:
             out[here] = read(s, row[here])
         return out
 
-    def _span(self, s: int, row: npt.NDArray[np.int32]) -> Vectors:
+    def _span(self, s: int, row: npt.NDArray[np.int32]) -> Embeddings:
         """Rows that lie close to one another: what is between them is read too."""
         first, last = int(row.min()), int(row.max())
         if last - first > 4 * len(row):
@@ -250,7 +250,7 @@ class StoredRows:
         found = self.shards[s].read(first, last + 1)
         return found if len(found) == len(row) and (np.diff(row) == 1).all() else found[row - first]
 
-    def _few(self, s: int, row: npt.NDArray[np.int32]) -> Vectors:
+    def _few(self, s: int, row: npt.NDArray[np.int32]) -> Embeddings:
         mapped = self._maps.get(s)
         if mapped is None:
             if len(self._maps) >= _MAPPED:
