@@ -192,7 +192,7 @@ def test_a_broken_picture_is_named_and_one_that_only_a_worker_lacks_is_an_error(
     worker.load(Toy(), "cpu", 1, 0)
     gone = [Item("candidate", (Image(tmp_path / "gone.png"),))]
     with pytest.raises(DataMissing, match=r"gone.png is not there on .*: mount the data at the same place"):
-        worker.execute(gone, np.array([1]), 100, False)
+        worker.execute(gone, np.array([1]), 100, False, "float16")
 
 
 @pytest.mark.slow
@@ -241,6 +241,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def test_the_command_line_gives_the_same_scores_and_says_what_encoded(cli, tmp_path, cluster):
     cluster.close()  # its workers hold the two CPUs
     asked = ("eval", "-m", "random", "-t", "demo/text-to-image,demo/composed", "-q", "--workers", "0")
+    asked += ("--store-dtype", "float32")
     code, plain, err = cli(*asked, "-o", "here", "--cache-dir", "a")
     assert code == 0, err
     code, out, err = cli(*asked, "-o", "ray", "--cache-dir", "b", "--engine", "ray")
