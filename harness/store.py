@@ -437,7 +437,7 @@ class Store:
                 count[each.remote.url] += self._bring(each)
             wanted = wanted[(shard >= 0) & (self._find(wanted)[0] < 0)]  # what was damaged: perhaps elsewhere
         for url, fetched in (+count).items():
-            self._tell(f"{fetched:,} cache shards fetched from {url}")
+            self._tell(f"{fetched:,} cache shard{'s' * (fetched != 1)} fetched from {url}")
 
     def _look_away(self) -> list[_Away]:
         """The shards behind URLs that are not here."""

@@ -181,7 +181,7 @@ def test_a_damaged_shard_there_is_named_and_the_others_are_used(tmp_path, how):
     named = manifest if how.startswith("manifest") else shard
     assert damaged.startswith(f"cache shard memory:/{named} is damaged (")
     assert damaged.endswith("): what is needed of it is made again")
-    assert fetched == f"1 cache shards fetched from {URL}"
+    assert fetched == f"1 cache shard fetched from {URL}"
     store.add(keys(*"abc"), rows(3))
     assert [faults for _, faults in verify(tmp_path / "mine")] == [{}]
 
