@@ -25,8 +25,6 @@ from harness.remote import Remote
 
 FORMAT = 1
 DTYPE = "float16"
-DTYPES = (DTYPE, "float32")
-"""Of stored embeddings: the default, and one that rounds less for twice the disk."""
 IDENTITY = "identity.json"
 _HEADERS = range(64, 1024, 64)
 """Bytes that the header of an `.npy` file of rows may have."""

@@ -24,7 +24,7 @@ def bench_galleries(sizes: SearchSizes, timing: Timing, *, gallery: int = 100) -
         assert isinstance(pool, ArrayRows)
         chosen = np.random.default_rng(1).integers(0, sizes.n, (len(queries), gallery))
         nothing, scope = Ragged.of([()] * len(queries)), Ragged.of(list(chosen.astype(np.int32)))
-        request = SearchRequest(ArrayRows(queries), pool, min(sizes.k), nothing, scope)
+        request = SearchRequest(ArrayRows(queries), pool, min(sizes.k), nothing, scope, device=timing.device)
         x, q = torch.from_numpy(pool.array), torch.from_numpy(queries)
 
         def loop() -> None:

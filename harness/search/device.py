@@ -40,11 +40,8 @@ class DeviceTop:
     def offer(self, scored: Scored) -> bool:
         import torch
 
-        width, scores, maxima = (
-            self._scores.shape[1],
-            scored.scores,
-            scored.scores.reshape(len(self._scores), -1, GROUP).amax(2),
-        )
+        width, scores = self._scores.shape[1], scored.scores
+        maxima = scores.reshape(len(scores), -1, GROUP).amax(2)
         if width < maxima.shape[1]:
             groups = maxima.topk(width, sorted=False).indices
             column = (groups[:, :, None] * GROUP + self._inner).flatten(1)

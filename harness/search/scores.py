@@ -79,7 +79,6 @@ def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     import torch
 
     exact_sums = queries.dtype == torch.float16
-
     count, dim = len(query), queries.shape[1]
     if not count:
         return np.zeros(0, dtype=np.float32)
@@ -111,7 +110,6 @@ def _sums(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
     import torch
 
     kind = torch.float32 if queries.dtype == torch.float16 else torch.float64
-
     own = torch.from_numpy(query).to(queries.device)
     scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
     for a in range(0, len(query), step):
