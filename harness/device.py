@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.content import Item, Text
+from harness.dtypes import DTYPE, array_of
 from harness.errors import BadEmbedding, DeviceLost, HarnessError
 from harness.model import Batch, Embedder
-from harness.store import DTYPE, Embeddings, Facts
+from harness.store import Embeddings, Facts
 from harness.workers import ItemSource, Prepared
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Runner:
             raise BadEmbedding(
                 f"the model returned {what} for {brief(self.source.items[flight.prepared.positions[at]])}"
             )
-        return back.unit.numpy(), norms
+        return array_of(back.unit), norms
 
     def _halved(self, prepared: Prepared, error: MemoryError) -> tuple[Embeddings, Norms]:
         positions, items = prepared.positions, self.source.items

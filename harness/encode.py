@@ -15,11 +15,12 @@ from harness.collection import Subset
 from harness.content import Item
 from harness.device import Budget, Embedded, Runner, ahead, brief
 from harness.digest import Digests
+from harness.dtypes import DTYPE
 from harness.errors import BadEmbedding, DataInvalid
 from harness.model import Embedder, Frontend
 from harness.probe import WORTH, best_budget
 from harness.progress import progress
-from harness.store import DTYPE, Embeddings, Facts, Keys, Store, key
+from harness.store import Embeddings, Facts, Keys, Store, key
 from harness.workers import ItemSource, Prepared, in_workers, worker_count
 
 WINDOW_ITEMS = 16_384

@@ -21,6 +21,7 @@ from harness.compiled import compiled
 from harness.content import Candidate, Item, Query, item, modality
 from harness.device import Budget, at_work
 from harness.digest import Digests, digest, file_digest
+from harness.dtypes import DTYPE
 from harness.encode import (
     Engine,
     EngineOptions,
@@ -64,7 +65,7 @@ from harness.scaled import scaled, split
 from harness.search import TORCH
 from harness.speed import Speed, actual, assumed, recorded
 from harness.statistics import mean_ci
-from harness.store import DTYPE, Store
+from harness.store import Store
 from harness.task import Protocol, Task, missing
 from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 

@@ -49,7 +49,7 @@ class Ragged:
 
 
 class Rows(Protocol):
-    """Unit vectors that need not be in memory: [N, D] float16 or float32, read block by block."""
+    """Unit vectors that need not be in memory: [N, D] float16, bfloat16 or float32, read block by block."""
 
     @property
     def dim(self) -> int: ...

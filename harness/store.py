@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from harness.content import Image, Item, Part, Text
 from harness.digest import Digests
+from harness.dtypes import DTYPE
 from harness.errors import BadEmbedding, StorageError
 from harness.files import storage_error, touch, write_atomic, write_text
 from harness.media import decoder
@@ -24,7 +25,6 @@ from harness.model import identity_id
 from harness.remote import Remote
 
 FORMAT = 1
-DTYPE = "float16"
 IDENTITY = "identity.json"
 _HEADERS = range(64, 1024, 64)
 """Bytes that the header of an `.npy` file of rows may have."""
@@ -115,8 +115,8 @@ class Shard:
 
     def map(self) -> Embeddings:
         """[N, D], mapped. Raises StorageError where the rows have gone."""
-        try:
-            return np.asarray(np.load(self.rows, mmap_mode="r"))
+        try:  # `.npy` files say of bfloat16 that it has two bytes, and no more
+            return np.asarray(np.load(self.rows, mmap_mode="r")).view(self.dtype)
         except (OSError, ValueError) as error:
             raise self._gone(error) from error
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "__init__"},
     {"compiled", "content", "files", "progress", "compat", "ranks", "page"},
-    {"digest", "media", "records", "remote", "unpickle"},
+    {"digest", "dtypes", "media", "records", "remote", "unpickle"},
     {"metrics", "likeness", "statistics", "outcomes"},
     {"collection"},
     {"model", "run"},

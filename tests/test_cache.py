@@ -145,7 +145,9 @@ def test_tables_of_a_shared_cache_are_used(tmp_path, monkeypatch):
     assert tables(tmp_path / "mine") == []
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [("float16", 2.0**-11), ("float32", 2.0**-22)])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [("float16", 2**-11), ("bfloat16", 2**-8), ("float32", 2**-22)]
+)
 def test_exported_rows_are_those_of_the_ids(tmp_path, dtype, rounding):
     toy, tasks = spec(Toy()), [task(collection)]
     options = places(tmp_path)
@@ -161,12 +163,12 @@ def test_exported_rows_are_those_of_the_ids(tmp_path, dtype, rounding):
     loaded = collection()
     frontend = Toy()
     for name, things in (("queries", loaded.queries), ("candidates", list(loaded.pool))):
-        rows = np.load(tmp_path / "out" / f"{name}.npy")
+        rows = np.load(tmp_path / "out" / f"{name}.npy").view(dtype)
         assert json.loads((tmp_path / "out" / f"{name}.ids.json").read_text()) == [t.id for t in things]
         plain = frontend.load("cpu").embed(frontend.prepare(things)).numpy()
         assert rows.dtype == dtype
         unit = plain / np.linalg.norm(plain, axis=1, keepdims=True)
-        np.testing.assert_allclose(rows, unit, rtol=0, atol=rounding)
+        np.testing.assert_allclose(rows.astype("float64"), unit, rtol=0, atol=rounding)
 
 
 def test_a_damaged_shard_is_named_and_made_again_in_the_same_evaluation(tmp_path):

@@ -241,7 +241,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def test_the_command_line_gives_the_same_scores_and_says_what_encoded(cli, tmp_path, cluster):
     cluster.close()  # its workers hold the two CPUs
     asked = ("eval", "-m", "random", "-t", "demo/text-to-image,demo/composed", "-q", "--workers", "0")
-    asked += ("--store-dtype", "float32")
+    asked += ("--store-dtype", "bfloat16")
     code, plain, err = cli(*asked, "-o", "here", "--cache-dir", "a")
     assert code == 0, err
     code, out, err = cli(*asked, "-o", "ray", "--cache-dir", "b", "--engine", "ray")

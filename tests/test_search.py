@@ -138,25 +138,26 @@ def test_every_field_equals_brute_force_in_any_cut_and_backend(
         assert_same(FAISS.search(request), expected)
 
 
-def in_float32(request: SearchRequest) -> SearchRequest:
-    """The rows moved by as little as float16 cannot show, equal ones alike."""
+def stored_as(dtype: str, request: SearchRequest) -> SearchRequest:
+    """The rows in another type, in float32 moved by as little as float16 cannot show; equal ones alike."""
     moved = np.random.default_rng(7).standard_normal(request.pool.dim) * 1e-5
     rows = []
     for each in (request.queries, request.pool):
         x = each.block(0, len(each)).astype(np.float64) + moved
-        rows.append(ArrayRows((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)))
+        rows.append(ArrayRows((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)))
     return replace(request, queries=rows[0], pool=rows[1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sieve", [True, False])
 @pytest.mark.parametrize("make", POOLS)
 @pytest.mark.parametrize("n", [1, 65, 300, 4500])
-def test_rows_stored_as_float32_are_ranked_as_they_are(
-    make: Callable[..., Half], n: int, sieve: bool, monkeypatch: pytest.MonkeyPatch
+def test_rows_stored_in_other_types_are_ranked_as_they_are(
+    make: Callable[..., Half], n: int, sieve: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "_SIFTED_POOL", 0)
     for k in (1, 9, 100):
-        request = replace(in_float32(request_for(make, n, 48, k, seed=n)), sieve=sieve)
+        request = replace(stored_as(dtype, request_for(make, n, 48, k, seed=n)), sieve=sieve)
         expected = brute_force(request)
         assert_same(search(request), expected)
         assert_same(search(replace(request, memory=1 << 20)), expected)
@@ -278,9 +279,12 @@ BFLOAT16 = pytest.mark.skipif(
 @BFLOAT16
 @pytest.mark.parametrize("dim", [3, 768, 3584])
 @pytest.mark.parametrize("make", [random_pool, constant, one_ulp_apart])
-def test_bfloat16_products_stay_within_the_eps_of_the_sieve(make: Callable[..., Half], dim: int) -> None:
-    x = torch.from_numpy(make(np.random.default_rng(4), 64, dim))
-    sieve = Sieve.of(x)
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_bfloat16_products_stay_within_the_eps_of_the_sieve(
+    make: Callable[..., Half], dim: int, stored: torch.dtype
+) -> None:
+    x = torch.from_numpy(make(np.random.default_rng(4), 64, dim)).to(stored)
+    sieve = Sieve.of(x, stored)
     products = product("cpu")(sieve.queries, x.float().bfloat16()).double()
     error = (products - x.double() @ x.double().T).abs()
     assert bool((error <= sieve.eps[:, None] + sieve.ROUNDING * products.abs()).all())

@@ -16,11 +16,11 @@ from harness.content import Item, Text
 from harness.digest import Digests
 from harness.encode import EngineOptions, Local, encode, key_items
 from harness.model import Embedder, Frontend, ModelSpec, full_identity
-from harness.store import Store
+from harness.store import Embeddings, Store
 
 from .candidates import candidates
 from .floors import embedding_floor
-from .pools import Half, Single, unit
+from .pools import Single, unit
 from .texts import texts
 from .timing import Peer, Row, Timing, threads
 
@@ -65,7 +65,7 @@ def _rows(
         "a shuffled order": np.random.default_rng(0).permutation(len(items)),
     }
     engine = EngineOptions(timing.device, sizes.batch_tokens, sizes.workers, quiet=True)
-    last: list[Half] = []
+    last: list[Embeddings] = []
 
     def ours() -> None:
         last[:] = [stored(spec, options, frontend, embedder, items, engine)]
@@ -115,7 +115,7 @@ def stored(
     embedder: Embedder,
     items: Sequence[Item],
     engine: EngineOptions,
-) -> Half:
+) -> Embeddings:
     """The rows of the items through engine and an empty store, [N, D]."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), full_identity(spec.name, frontend, dict(options)))

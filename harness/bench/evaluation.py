@@ -14,6 +14,7 @@ import numpy as np
 from harness.collection import Collection, Pool
 from harness.compat import allow_torchvision
 from harness.content import Candidate, Image, Item, Query, Text
+from harness.dtypes import DTYPE
 from harness.encode import EngineOptions
 from harness.errors import HarnessError
 from harness.evaluate import EvalOptions, evaluate
@@ -22,7 +23,6 @@ from harness.media import open_picture
 from harness.metrics import NDCG, Recall
 from harness.model import ModelSpec
 from harness.registry import Catalog
-from harness.store import DTYPE
 from harness.task import Need, Protocol, Task
 from harness.testing import write_picture
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from harness.dtypes import tensor_of
 from harness.run import Ragged, SearchRequest
 from harness.search import ArrayRows, search
 
@@ -25,7 +26,7 @@ def bench_galleries(sizes: SearchSizes, timing: Timing, *, gallery: int = 100) -
         chosen = np.random.default_rng(1).integers(0, sizes.n, (len(queries), gallery))
         nothing, scope = Ragged.of([()] * len(queries)), Ragged.of(list(chosen.astype(np.int32)))
         request = SearchRequest(ArrayRows(queries), pool, min(sizes.k), nothing, scope, device=timing.device)
-        x, q = torch.from_numpy(pool.array), torch.from_numpy(queries)
+        x, q = tensor_of(pool.array), tensor_of(queries)
 
         def loop() -> None:
             for i, rows in enumerate(torch.from_numpy(chosen)):
@@ -45,16 +46,16 @@ def bench_galleries(sizes: SearchSizes, timing: Timing, *, gallery: int = 100) -
             return True
 
         def gathered() -> tuple[float, str]:
-            buffer = np.empty((gallery, sizes.dim), np.float16)
+            buffer = np.empty((gallery, sizes.dim), sizes.dtype)
 
             def gather() -> None:
                 for rows in chosen:  # mode: numpy copies once more where it could have to raise
                     pool.array.take(rows, axis=0, out=buffer, mode="clip")
 
             copy = min(timing.seconds(gather) for _ in range(3))
-            return copy, f"{chosen.size * sizes.dim * 2 / 1e9:.2f} GB gathered, timed alone"
+            return copy, f"{chosen.size * buffer[0].nbytes / 1e9:.2f} GB gathered, timed alone"
 
-        place = f"{sizes.n:,} × {sizes.dim}"
+        place = sizes.place
         return timing.rows(
             f"galleries of {gallery} in {place}, {len(queries)} queries, {timing.clock}",
             partial(search, request),

@@ -12,16 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.compat import allow_torchvision
+from harness.dtypes import tensor_of
 from harness.run import Ragged, Rows, SearchRequest
 from harness.search import ArrayRows, search, sifted
 from harness.search.plan import PIECE
 from harness.search.tile import packed, product
+from harness.store import Embeddings
 
-from .pools import BLOCK, Half, SearchSizes, Single, pool_and_queries
+from .pools import BLOCK, SearchSizes, Single, pool_and_queries
 from .timing import Peer, Row, Timing, optional, threads
 
 if TYPE_CHECKING:
     import torch
+
+Asked = Callable[[Rows, Embeddings, int], SearchRequest]
+"""The best k of a pool for these queries."""
 
 _CHECKED = 1 << 37
 """Products and sums that a comparison with float64 brute force may take: some ten seconds."""
@@ -35,25 +40,23 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
     takes seconds for. With `on_disk` the pool lies in a file there, and only ours is measured, against a
     float32 product of the same shape."""
     rows = []
+
+    def asked(pool: Rows, queries: Embeddings, k: int) -> SearchRequest:
+        nothing = Ragged.of([()] * len(queries))
+        rows = ArrayRows(queries)
+        device, memory, sieve = timing.device, sizes.memory, sizes.sieve
+        return SearchRequest(rows, pool, k, nothing, device=device, memory=memory, sieve=sieve)
+
     with threads(timing.threads), pool_and_queries(sizes, on_disk) as (pool, queries):
         if not isinstance(pool, ArrayRows):
             peers = _products(pool, queries)
         elif timing.device == "cpu":
-            peers = _search_peers(pool, queries)
+            peers = _search_peers(pool, queries, asked)
         else:
             peers = _device_peers(pool, queries, timing.device)
         for k in sizes.k:
-            nothing = Ragged.of([()] * len(queries))
-            request = SearchRequest(
-                ArrayRows(queries),
-                pool,
-                k,
-                nothing,
-                device=timing.device,
-                memory=sizes.memory,
-                sieve=sizes.sieve,
-            )
-            place = f"{sizes.n:,} × {sizes.dim}{' on disk' if on_disk else ''}"
+            request = asked(pool, queries, k)
+            place = f"{sizes.place}{' on disk' if on_disk else ''}"
             kind = str(_kind(request)).removeprefix("torch.")
             case = (
                 f"search {place}, {len(queries)} queries, k={k}, {sizes.order} order, {kind}, {timing.clock}"
@@ -68,9 +71,9 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
     return rows
 
 
-def _search_peers(pool: ArrayRows, queries: Half) -> list[Callable[[int], Peer | None]]:
-    """faiss, blocks of torch and numpy, sentence-transformers, and one query at a time, all over float32
-    rows in memory."""
+def _search_peers(pool: ArrayRows, queries: Embeddings, asked: Asked) -> list[Callable[[int], Peer | None]]:
+    """faiss, blocks of torch and numpy, sentence-transformers, one query at a time, and ours, all over
+    float32 rows in memory."""
     import torch
 
     x, q = pool.array.astype(np.float32), queries.astype(np.float32)
@@ -94,14 +97,15 @@ def _search_peers(pool: ArrayRows, queries: Half) -> list[Callable[[int], Peer |
 
         semantic = partial(util.semantic_search, tq, tx, score_function=util.dot_score)
         peers.append(lambda k: Peer("sentence-transformers semantic_search", lambda: semantic(top_k=k)))
+    if pool.array.dtype != np.float32:
+        peers.append(lambda k: Peer("ours, over rows in float32", partial(search, asked(ArrayRows(x), q, k))))
     return peers
 
 
-def _device_peers(pool: ArrayRows, queries: Half, device: str) -> list[Callable[[int], Peer | None]]:
-    """Blocks of torch and one query at a time, over float16 rows that lie on the device already."""
-    import torch
+def _device_peers(pool: ArrayRows, queries: Embeddings, device: str) -> list[Callable[[int], Peer | None]]:
+    """Blocks of torch and one query at a time, over rows that lie on the device already."""
 
-    tx, tq = (torch.from_numpy(x).to(device) for x in (pool.array, queries))
+    tx, tq = (tensor_of(x).to(device) for x in (pool.array, queries))
     alone = min(_ALONE, len(tq))
     place = "rows on the device"
     return [
@@ -112,7 +116,7 @@ def _device_peers(pool: ArrayRows, queries: Half, device: str) -> list[Callable[
     ]
 
 
-def _products(pool: Rows, queries: Half) -> list[Callable[[int], Peer | None]]:
+def _products(pool: Rows, queries: Embeddings) -> list[Callable[[int], Peer | None]]:
     """The float32 product with one block of the pool, scaled to all of it."""
     import torch
 
@@ -166,7 +170,7 @@ def _kind(request: SearchRequest) -> torch.dtype:
     import torch
 
     if request.device != "cpu":
-        return torch.float16
+        return tensor_of(request.queries.block(0, 0)).dtype
     first = request.sieve and sifted(request.k + 1, len(request.pool), request.device)
     return torch.bfloat16 if first else torch.float32
 
@@ -186,25 +190,24 @@ def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
     rate = (
         2 * len(tile) * dim * queries / min(timing.seconds(partial(_product, asked, tile)) for _ in range(5))
     )
-    flop, read = 2 * n * dim * queries, 2 * n * dim
+    flop, read = 2 * n * dim * queries, n * dim * request.pool.block(0, 0).itemsize
     name = str(kind).removeprefix("torch.")
     return flop / rate, f"{flop:.2e} FLOP at {rate / 1e9:.0f} GFLOP/s ({name}); {read / 1e9:.2f} GB read"
 
 
 def _device_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
-    import torch
-
     n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
-    there = torch.from_numpy(np.array(request.pool.block(0, min(n, _DEVICE_BLOCK))))
+    there = tensor_of(np.array(request.pool.block(0, min(n, _DEVICE_BLOCK))))
     if timing.device.startswith("cuda"):
         there = there.pin_memory()
     tile = there.to(timing.device)
-    asked = torch.from_numpy(request.queries.block(0, queries)).to(timing.device)
+    asked = tensor_of(request.queries.block(0, queries)).to(timing.device)
     multiply = min(timing.seconds(lambda: asked @ tile.T) for _ in range(5)) * n / len(tile)
     move = min(timing.seconds(lambda: tile.copy_(there)) for _ in range(5)) * n / len(tile)
-    flop, read = 2 * n * dim * queries, 2 * n * dim
+    flop, read = 2 * n * dim * queries, n * dim * request.pool.block(0, 0).itemsize
+    name = str(tile.dtype).removeprefix("torch.")
     return max(multiply, move), (
-        f"the longer of {flop:.2e} FLOP at {flop / multiply / 1e9:,.0f} GFLOP/s (float16)"
+        f"the longer of {flop:.2e} FLOP at {flop / multiply / 1e9:,.0f} GFLOP/s ({name})"
         f" and {read / 1e9:.2f} GB moved at {read / move / 1e9:.0f} GB/s"
     )
 

@@ -64,6 +64,7 @@ def bench_search(
     float32: Annotated[
         bool, typer.Option("--float32", help="No bfloat16 products first, where the processor has them.")
     ] = False,
+    store_dtype: StoreDtype = "float16",
     device: Device = "cpu",
     rounds: Rounds = 3,
     threads: Threads = 1,
@@ -79,7 +80,7 @@ def bench_search(
     from harness.bench import full_shape as scaled
 
     memory = size_in_bytes(search_memory)
-    sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory, not float32)
+    sizes = SearchSizes(n, dim, queries, tuple(k or (10, 50)), order, memory, not float32, store_dtype)
     timing = Timing(rounds, threads, usable_device(device))
     _require_folder(on_disk)
     _note_missing("faiss", "umr-harness[faiss]")

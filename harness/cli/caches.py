@@ -188,7 +188,10 @@ def cache_export(
     shared_cache: SharedCache = None,
     store_dtype: StoreDtype = "float16",
 ) -> None:
-    """Write the cached vectors of tasks as .npy files with the ids of their rows, for other tools."""
+    """Write the cached vectors of tasks as .npy files with the ids of their rows, for other tools.
+
+    Numpy knows bfloat16 by np.load(path).view(ml_dtypes.bfloat16).
+    """
     from harness.cache import cached, export
     from harness.encode import EngineOptions
     from harness.evaluate import EvalOptions

@@ -67,9 +67,10 @@ BatchTokens = Annotated[
     ),
 ]
 StoreDtype = Annotated[
-    Literal["float16", "float32"],
+    Literal["float16", "bfloat16", "float32"],
     typer.Option(
-        help="Of stored embeddings: float32 keeps scores to 1e-7 instead of 1e-4, for twice the disk."
+        help="Of stored embeddings: float16 keeps scores to 1e-4, bfloat16 to 1e-3, and float32, for twice"
+        " the disk, to 1e-7."
     ),
 ]
 Workers = Annotated[

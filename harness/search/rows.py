@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.dtypes import BFLOAT16, tensor_of
 from harness.run import Int64, Ragged, Rows
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class ArrayRows:
     """Rows in memory, or in a mapped file."""
 
     array: npt.NDArray[np.floating[Any]]
-    """[N, D] float16 or float32, unit rows"""
+    """[N, D] float16, bfloat16 or float32, unit rows"""
 
     @property
     def dim(self) -> int:
@@ -55,11 +56,9 @@ class Vectors:
         return self.block(0, 0).dtype
 
     def _tensor(self, array: npt.NDArray[np.floating[Any]]) -> Tensor:
-        import torch
-
-        kind = np.float32 if array.dtype == np.float32 else np.float16
+        kind = array.dtype if array.dtype in (np.float32, BFLOAT16) else np.float16
         # torch warns about arrays that it could write to and must not, such as mapped files.
-        tensor = torch.from_numpy(np.require(array, kind, ["C", "W"]))
+        tensor = tensor_of(np.require(array, kind, ["C", "W"]))
         if self.device.startswith("cuda"):
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

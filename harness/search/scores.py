@@ -2,9 +2,10 @@
 
 The product of two float16 numbers is a multiple of 2^-48, and so is every partial sum; for unit rows
 none exceeds 2, so that 50 bits hold it and float64 adds without any rounding. The order of
-summation, the tile, the thread count and the device therefore cannot show in a score. Rows stored as
-float32 have longer products: their sums are made in one order whatever the tile and the threads, and only
-another device may round one score in some ten million the other way.
+summation, the tile, the thread count and the device therefore cannot show in a score. Products of
+float32 numbers are longer, and those of bfloat16 lie farther apart: their sums are made in one order
+whatever the tile and the threads, and only another device may round one score in some ten million the
+other way.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ LAST = 2**31 - 1
 def tolerance(dim: int, device: str) -> float:
     """How far a float32 matrix product of unit rows can lie from the canonical score.
 
-    Products of float16 numbers are exact in float32, those of float32 are rounded once; `dim` additions
-    in any order then err by at most dim · 2^-24 · sum|q_i x_i|, and the sum is at most 1 (Higham,
-    Accuracy and Stability of Numerical Algorithms, §3.1). Sums of equal terms, as in constant vectors,
-    come within a factor of 20 of it, so that nothing smaller is safe. Tensor cores truncate where a CPU
-    rounds, and align the terms of a block before they add them: four times as much (Fasi et al. 2021,
-    Numerical behavior of NVIDIA tensor cores). The 8 cover the roundings of products, of the
+    Products of float16 or bfloat16 numbers are exact in float32, those of float32 are rounded once;
+    `dim` additions in any order then err by at most dim · 2^-24 · sum|q_i x_i|, and the sum is at most 1
+    (Higham, Accuracy and Stability of Numerical Algorithms, §3.1). Sums of equal terms, as in constant
+    vectors, come within a factor of 20 of it, so that nothing smaller is safe. Tensor cores truncate
+    where a CPU rounds, and align the terms of a block before they add them: four times as much (Fasi et
+    al. 2021, Numerical behavior of NVIDIA tensor cores). The 8 cover the roundings of products, of the
     canonical score and of the comparisons, 1.01 the norms of rounded rows.
     """
     return 1.01 * 2.0**-24 * (8 + dim * (4 if device.startswith("cuda") else 1))

@@ -212,7 +212,7 @@ class _Block(Generic[W]):
 
         self.start, self.stop = start, stop
         self.queries = Vectors(request.queries, on_device(request.device)).block(start, stop)
-        self.sieve = Sieve.of(self.queries) if sifted else None
+        self.sieve = Sieve.of(self.queries, Vectors(request.pool, "cpu").dtype) if sifted else None
         self._packed = self._whole() if self.sieve is None else packed(self.sieve.queries)
         self.watch = watch(self)
         size = len(request.pool)
@@ -245,7 +245,7 @@ class _Block(Generic[W]):
 
 
 class _Tile:
-    """Rows of the pool, in memory that all tiles share: without it, a conversion takes ten times as long
+    """Rows of the pool, converted in memory that all tiles share: in new memory it takes ten times as long,
     in page faults. Rows beyond the pool's end are 0."""
 
     def __init__(self, request: SearchRequest, plan: Plan) -> None:
@@ -260,21 +260,26 @@ class _Tile:
     def fill(self, start: int, rows: Tensor) -> None:
         self.start, self.count, self._rows = start, len(rows), rows
         self._size = -(-self.count // GROUP) * GROUP
-        self._is_whole = self._is_rounded = False
+        self._now_whole: Tensor | None = None
+        self._now_rounded: Tensor | None = None
 
     def whole(self) -> Tensor:
         """[C, D] float32, on CUDA as they are stored"""
-        whole = self._whole[: self._size]
-        if not self._is_whole:
-            whole[: self.count].copy_(self._rows)
-            whole[self.count :].zero_()
-            self._is_whole = True
-        return whole
+        if self._now_whole is None:
+            self._now_whole = self._filled(self._whole, self._rows)
+        return self._now_whole
 
     def rounded(self) -> Tensor:
-        """[C, D] bfloat16, which is fastest made of float32"""
-        rounded = self._rounded[: self._size]
-        if not self._is_rounded:
-            rounded.copy_(self.whole())
-            self._is_rounded = True
-        return rounded
+        """[C, D] bfloat16, which of float16 is fastest made by way of float32"""
+        if self._now_rounded is None:
+            stored_so = self._rows.dtype == self._rounded.dtype
+            self._now_rounded = self._filled(self._rounded, self._rows if stored_so else self.whole())
+        return self._now_rounded
+
+    def _filled(self, memory: Tensor, rows: Tensor) -> Tensor:
+        """The rows in the memory of a tile, or as they are where they are one."""
+        if rows.dtype == memory.dtype and len(rows) == self._size:
+            return rows
+        memory[: len(rows)].copy_(rows)
+        memory[len(rows) : self._size].zero_()
+        return memory[: self._size]

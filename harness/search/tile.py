@@ -15,6 +15,7 @@ from harness.run import Float32, Int64
 from harness.search.scores import exact, tolerance
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Gemm = Callable[[Tensor, Tensor], Tensor]
@@ -27,8 +28,8 @@ GROUP = 64
 
 
 def product(device: str) -> Gemm:
-    """The fastest product: of float16 or float32 on CUDA, with float32 sums, and of float32 or bfloat16 on a
-    CPU, there with the scores of each candidate side by side."""
+    """The fastest product: of rows as they are stored on CUDA, with float32 sums, and of float32 or bfloat16
+    on a CPU, there with the scores of each candidate side by side."""
     import torch
 
     if device.startswith("cuda"):
@@ -145,14 +146,18 @@ class Sieve:
     """How far that rounding moves a product, as a share of what it has become"""
 
     @classmethod
-    def of(cls, queries: Tensor) -> Sieve:
-        """For `queries` [B, D], unit rows.
+    def of(cls, queries: Tensor, pool: torch.dtype) -> Sieve:
+        """For `queries` [B, D], unit rows, and a pool stored in this type.
 
         q'x' - qx = (q' - q)x' + q(x' - x), where rounding to bfloat16 moves every number of x by at
-        most 2^-8 of its own size, and the whole row so; 1.01 stands for the norms of rounded rows.
+        most 2^-8 of its own size, and the whole row so, if it is not stored in bfloat16; 1.01 stands for
+        the norms of rounded rows.
         The sum in float32 errs as on tensor cores: processors, too, may truncate and align.
         """
+        import torch
+
         rounded = queries.bfloat16()
         lost = (rounded.double() - queries.double()).norm(dim=1)
-        eps = 1.01 * (lost + 2.0**-8) + tolerance(queries.shape[1], "cuda")
+        lost += 0 if pool == torch.bfloat16 else 2.0**-8
+        eps = 1.01 * lost + tolerance(queries.shape[1], "cuda")
         return cls(rounded, eps.float())
