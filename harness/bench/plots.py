@@ -20,6 +20,7 @@ GOALS = (
     (r"^search .* k=(10|50|100),", "^torch", 0.60),
     (r"^search .* k=(10|50|100),", "^sentence-transformers", 0.50),
     (r"^search .* k=1000,", "^faiss", 0.85),
+    (r"^search", "^ours, over", 1.10),
     (r"^search", "^one query", 0.10),
     (r"^galleries", "", 0.5),
     (r"^encode", "pool's order", 0.56),

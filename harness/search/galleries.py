@@ -9,7 +9,16 @@ import numpy as np
 from harness.run import Found, Int64, SearchRequest
 from harness.search.counts import Counts
 from harness.search.rows import pairs_of, set_of, spans, within
-from harness.search.scores import LAST, best_sorted, keys_of, rescore, rows_of, scores_of
+from harness.search.scores import (
+    LAST,
+    best_sorted,
+    keys_of,
+    rescore,
+    rough,
+    rows_of,
+    scores_of,
+    tolerance,
+)
 
 
 def scoped(request: SearchRequest) -> Found:
@@ -23,19 +32,42 @@ def scoped(request: SearchRequest) -> Found:
         # One int64 per pair: sorted, without repeats, and ready for the set operations.
         pairs = set_of(request.scope, a, b, size)
         pairs = pairs[~within(set_of(request.exclude, a, b, size), pairs)]
-        query, row = np.divmod(pairs, max(1, size))
-        keys = keys_of(rescore(request, query + a, row), row)
         wanted = pairs_of(positives, a, b, size)
         reached = np.flatnonzero(within(pairs, wanted))
-        mine = keys[np.searchsorted(pairs, wanted[reached])]
-        ends = np.searchsorted(query, np.arange(b - a + 1)).tolist()
+        pairs = _within_reach(request, pairs, a, b)
+        query, row = np.divmod(pairs, max(1, size))
+        keys = keys_of(rescore(request, query + a, row), row)
+        ends = _ends(query, b - a)
         for first, last in pairwise(ends):
             keys[first:last].sort()
         rows[a:b], scores[a:b] = best_sorted(query, rows_of(keys), scores_of(keys), b - a, k)
-        owner = np.searchsorted(positives.indptr, reached + positives.indptr[a], side="right") - 1 - a
+        owner, row = np.divmod(wanted[reached], max(1, size))
+        mine = keys_of(rescore(request, owner + a, row), row)
         at = reached + int(positives.indptr[a])
         found.put(at, _places(keys, ends, mine, owner))
     return found.answer(rows, scores)
+
+
+def _within_reach(request: SearchRequest, pairs: Int64, start: int, stop: int) -> Int64:
+    """Of the pairs of these queries and what is in their scopes, those that their float32 products do not
+    rule out of the best k, whatever ties with the last of them included."""
+    if len(pairs) < 2 * request.k * (stop - start):
+        return pairs
+    query, row = np.divmod(pairs, max(1, len(request.pool)))
+    scores = rescore(request, query + start, row, rough)
+    least = np.full(stop - start, -np.inf, np.float32)
+    for i, (first, last) in enumerate(pairwise(_ends(query, stop - start))):
+        if last - first > request.k:
+            kth = last - first - request.k
+            least[i] = np.partition(scores[first:last], kth)[kth]
+    kept: Int64 = pairs[scores >= (least - 2 * tolerance(request.pool.dim, request.device))[query]]
+    return kept
+
+
+def _ends(query: Int64, count: int) -> list[int]:
+    """Where the pairs of each query begin, and where the last one's end."""
+    ends: list[int] = np.searchsorted(query, np.arange(count + 1)).tolist()
+    return ends
 
 
 def _places(keys: Int64, ends: list[int], mine: Int64, owner: Int64) -> Counts:

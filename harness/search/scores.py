@@ -11,6 +11,7 @@ other way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,13 @@ from harness.run import Float32, Int32, Int64, SearchRequest
 from harness.search.rows import Vectors, on_device
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Read = Callable[[int, int], Tensor]
     """From the pair a to the pair b: their candidates' rows, [b - a, D]."""
 
-_NEAR = 1 << 18
+_NEAR = 1 << 19
 """Numbers of gathered rows that are scored while they are in a processor's cache."""
 
 LAST = 2**31 - 1
@@ -72,24 +74,33 @@ def exact(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
 
     queries: [B, D]; fastest where `query` ascends.
     """
-    return _sums(queries, read, query, step) if queries.is_cuda else _dots(queries, read, query, step)
+    import torch
+
+    return (_sums if queries.is_cuda else _dots)(queries, read, query, step, torch.float64)
 
 
-def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
+def rough(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
+    """Sums in float32, within `tolerance` of the canonical scores of the same pairs."""
+    import torch
+
+    return (_sums if queries.is_cuda else _dots)(queries, read, query, step, torch.float32)
+
+
+def _dots(queries: Tensor, read: Read, query: Int64, step: int, kind: torch.dtype) -> Float32:
     """By a matrix-vector product for each run of one query, while its rows are in the processor's cache."""
     import torch
 
-    exact_sums = queries.dtype == torch.float16
+    any_order = kind == torch.float32 or queries.dtype == torch.float16
     count, dim = len(query), queries.shape[1]
     if not count:
         return np.zeros(0, dtype=np.float32)
     step = max(1, min(step, _NEAR // dim))
     # float16 becomes float64 fastest by way of float32.
     single = torch.empty(min(step, count), dim)
-    double = torch.empty(single.shape, dtype=torch.float64)
+    wide = single if kind == single.dtype else torch.empty(single.shape, dtype=kind)
     first, last = int(query.min()), int(query.max())
-    rows, asked = double.numpy(), queries[first : last + 1].double().numpy()
-    scores = np.empty(count)
+    rows, asked = wide.numpy(), queries[first : last + 1].to(kind).numpy()
+    scores = np.empty(count, rows.dtype)
     starts = np.diff(query, prepend=-1) != 0
     starts[::step] = True
     bounds = np.flatnonzero(starts)
@@ -98,34 +109,45 @@ def _dots(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
         at = a % step
         if not at:
             n = min(step, count - a)
-            double[:n].copy_(single[:n].copy_(read(a, a + n)))
-        if exact_sums:
+            single[:n].copy_(read(a, a + n))
+            if wide is not single:
+                wide[:n].copy_(single[:n])
+        if any_order:
             np.dot(rows[at : at + b - a], asked[owner], out=scores[a:b])
         else:  # a sum for each row by itself, whatever stands beside it
             np.sum(rows[at : at + b - a] * asked[owner], axis=1, out=scores[a:b])
     return scores.astype(np.float32) + np.float32(0)  # -0.0 becomes 0.0
 
 
-def _sums(queries: Tensor, read: Read, query: Int64, step: int) -> Float32:
+def _sums(queries: Tensor, read: Read, query: Int64, step: int, kind: torch.dtype) -> Float32:
     """By sums of products: those of float16 numbers are exact in float32."""
     import torch
 
-    kind = torch.float32 if queries.dtype == torch.float16 else torch.float64
+    products = torch.float32 if queries.dtype == torch.float16 else kind
     own = torch.from_numpy(query).to(queries.device)
     scores = torch.empty(len(query), dtype=torch.float32, device=queries.device)
     for a in range(0, len(query), step):
         b = min(len(query), a + step)
-        scores[a:b] = (read(a, b).to(kind) * queries[own[a:b]].to(kind)).sum(1, dtype=torch.float64)
+        scores[a:b] = (read(a, b).to(products) * queries[own[a:b]].to(products)).sum(1, dtype=kind)
     return scores.add_(0.0).cpu().numpy()
 
 
 def exact_pairs(queries: Tensor, pool: Vectors, query: Int64, rows: Int64, step: int) -> Float32:
     """Canonical scores of pairs of a query and a row of the pool, which is read `step` rows at a time."""
-    return exact(queries, lambda a, b: pool.take(rows[a:b]), query, step)
+    return exact(queries, partial(_read, pool, rows), query, step)
 
 
-def rescore(request: SearchRequest, query: Int64, rows: Int64) -> Float32:
-    """Canonical scores of pairs, [P] float32; fastest where `query` ascends."""
+def _read(pool: Vectors, rows: Int64, a: int, b: int) -> Tensor:
+    return pool.take(rows[a:b])
+
+
+def rescore(
+    request: SearchRequest,
+    query: Int64,
+    rows: Int64,
+    score: Callable[[Tensor, Read, Int64, int], Float32] = exact,
+) -> Float32:
+    """Canonical scores of pairs, or `rough` ones, [P] float32; fastest where `query` ascends."""
     pool, asked = (Vectors(x, on_device(request.device)) for x in (request.pool, request.queries))
     scores = np.empty(len(query), dtype=np.float32)
     step = gathered_rows(request)
@@ -134,7 +156,8 @@ def rescore(request: SearchRequest, query: Int64, rows: Int64) -> Float32:
     for a, b in pairwise([0, *ends]):
         new = np.diff(query[a:b], prepend=-1) != 0
         some = asked.take(query[a:b][new])
-        scores[a:b] = exact_pairs(some, pool, np.cumsum(new) - 1, rows[a:b], step)
+        read = partial(_read, pool, rows[a:b])
+        scores[a:b] = score(some, read, np.cumsum(new) - 1, step)
     return scores
 
 
