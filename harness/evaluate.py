@@ -1,4 +1,5 @@
-"""From tasks to results: load, encode, search, score, store, one task after another."""
+"""From tasks to results: load, encode, search, score, store, one task after another; those in a row that
+ask one pool are searched together."""
 
 from __future__ import annotations
 
@@ -56,6 +57,7 @@ from harness.model import (
     library_versions,
 )
 from harness.outcomes import SUFFIX, Outcomes
+from harness.passes import Loaded, Steps, in_passes
 from harness.registry import Catalog
 from harness.rerank import DEPTH, GRID, Fusion, fuse, pair_scores, places
 from harness.rerank import SCORES as PAIR_DTYPE
@@ -65,7 +67,7 @@ from harness.scaled import scaled, split
 from harness.search import TORCH
 from harness.speed import Speed, actual, assumed, recorded
 from harness.statistics import mean_ci
-from harness.store import Store
+from harness.store import Keys, Store, StoredRows
 from harness.task import Protocol, Task, missing
 from harness.tripwires import CHANCE, FIRST, Check, against_chance, chance, reachable, vectors
 
@@ -163,6 +165,7 @@ class Session:
     _rerankers: dict[str, Reranker] = field(default_factory=dict)
     _stores: dict[str, Store] = field(default_factory=dict)
     _budgets: dict[str, Budget] = field(default_factory=dict)
+    _pool: tuple[str, Keys, StoredRows] | None = None
 
     @classmethod
     def start(
@@ -185,6 +188,12 @@ class Session:
 
     def store(self, opened: Opened) -> Store:
         return self._store(opened.id, opened.identity, dtype=opened.identity["store_dtype"])
+
+    def pool(self, opened: Opened, keys: Keys) -> StoredRows:
+        """The rows of a pool; for the pool that was asked for last they are the same object."""
+        if self._pool is None or self._pool[0] != opened.id or not np.array_equal(self._pool[1], keys):
+            self._pool = opened.id, keys, self.store(opened).rows(keys)
+        return self._pool[2]
 
     def speed(self, opened: Opened) -> Speed:
         """What the results so far tell of this model on this device, else a rule of thumb."""
@@ -315,18 +324,19 @@ def evaluate(
     session = Session.start(options, tell, remote)
     job = _Job(catalog, searcher, spec, opened, reranking, tell)
     one = _evaluate_all_instructions if options.protocol.instructions == "all" else _evaluate_one
-    outcomes = []
-    for task in tasks:
+
+    def steps(task: Task) -> Steps[Outcome]:
         try:
             with at_work(options.engine.device):
-                outcomes.append(one(session, job, task))
+                return (yield from one(session, job, task))
         except (StorageError, CheckpointMissing, DeviceLost):
             raise
         except HarnessError as error:
             said = str(error)
             tell(said if said.startswith(task.name) else f"{task.name}: {said}")
-            outcomes.append(Outcome(task.name, error=str(error)))
-    return outcomes
+            return Outcome(task.name, error=said)
+
+    return in_passes(map(steps, tasks), searcher.search)
 
 
 def task_files(task: Task, options: EvalOptions, digests: Digests) -> dict[str, str]:
@@ -342,14 +352,14 @@ def task_files(task: Task, options: EvalOptions, digests: Digests) -> dict[str, 
     return files
 
 
-def _evaluate_one(session: Session, job: _Job, task: Task) -> Outcome:
-    plain = _evaluate_task(session, job, task)
+def _evaluate_one(session: Session, job: _Job, task: Task) -> Steps[Outcome]:
+    plain = yield from _evaluate_task(session, job, task)
     if job.reranking is None or job.opened is None or plain.result is None:
         return plain
-    return _evaluate_reranked(session, job, job.opened, job.reranking, task, plain.result)
+    return (yield from _evaluate_reranked(session, job, job.opened, job.reranking, task, plain.result))
 
 
-def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
+def _evaluate_task(session: Session, job: _Job, task: Task) -> Steps[Outcome]:
     options, spec, opened = session.options, job.spec, job.opened
     files = task_files(task, options, session.digests)
     protocol = task.fingerprint(options.protocol, files)
@@ -367,7 +377,8 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Outcome:
         loaded = load_collection(task, options)
     seconds = {"load_task": time.perf_counter() - clock}
     started = datetime.datetime.now(datetime.UTC)
-    result, run, outcomes = _measure(session, job, opened, task, *loaded, seconds)
+    yield Loaded(loaded[0].pool.name, len(loaded[0].pool))
+    result, run, outcomes = yield from _measure(session, job, opened, task, *loaded, seconds)
     result = replace(
         result,
         protocol=protocol,
@@ -402,7 +413,7 @@ def _keep(
 
 def _evaluate_reranked(
     session: Session, job: _Job, opened: Opened, reranking: Reranking, task: Task, plain: Result
-) -> Outcome:
+) -> Steps[Outcome]:
     """The stored run of a plain result, re-ranked."""
     options, fusion = session.options, reranking.fusion
     name = f"{opened.name}+{reranking.spec.name}"
@@ -433,7 +444,7 @@ def _evaluate_reranked(
     elif retrieved:
         weight = fusion.weight(task.name)
         if fusion.tuned_on is not None:
-            weight = _tuned_weight(session, job, opened, reranking, task)
+            weight = yield from _tuned_weight(session, job, opened, reranking, task)
         collection, first = retrieved
         scores, counts = _pair_scores(session, reranking, task, collection, first)
         run = fuse(first, scores, weight)
@@ -498,7 +509,9 @@ def _pair_scores(
     )
 
 
-def _tuned_weight(session: Session, job: _Job, opened: Opened, reranking: Reranking, task: Task) -> float:
+def _tuned_weight(
+    session: Session, job: _Job, opened: Opened, reranking: Reranking, task: Task
+) -> Steps[float]:
     """The weight of the grid under which the split it is tuned on scores best; the least of equals.
 
     Raises HarnessError where that split is the one that is scored, unless it is an oracle.
@@ -512,7 +525,7 @@ def _tuned_weight(session: Session, job: _Job, opened: Opened, reranking: Rerank
             " name another split, or add --oracle to see the best that could be"
         )
     there = replace(session, options=replace(session.options, protocol=tuning))
-    outcome = _evaluate_task(there, job, task)
+    outcome = yield from _evaluate_task(there, job, task)
     retrieved = _retrieved(there, opened, task, outcome.result) if outcome.result else None
     if retrieved is None or retrieved[0].qrels is None:
         raise HarnessError(f"{task.name}: there is nothing to tune a weight on in split {split!r}")
@@ -536,7 +549,7 @@ def _score_run(task: Task, collection: Collection, run: Run) -> dict[str, Any]:
     return _score(task, collection, positives, grades, places(run, positives))
 
 
-def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Outcome:
+def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Steps[Outcome]:
     """Four evaluations, one with each instruction, and their mean: a result of its own, with the
     four under `groups` and the spread (greatest less least) under `analysis`."""
     options = session.options
@@ -545,7 +558,7 @@ def _evaluate_all_instructions(session: Session, job: _Job, task: Task) -> Outco
         chosen = replace(options.protocol, instructions=number)
         single = replace(session, options=replace(options, protocol=chosen))
         try:
-            parts[number] = _evaluate_one(single, job, task)
+            parts[number] = yield from _evaluate_one(single, job, task)
         except NoSuchInstruction:
             if not parts:
                 raise
@@ -608,7 +621,7 @@ def _measure(
     collection: Collection,
     counts: dict[str, int],
     seconds: dict[str, float],
-) -> tuple[Result, Run | None, Outcomes | None]:
+) -> Steps[tuple[Result, Run | None, Outcomes | None]]:
     options = session.options
     result = Result(
         model=opened.name,
@@ -649,10 +662,15 @@ def _measure(
         }
     clock = time.perf_counter()
     depth = max([DEPTH, *(m.k or 1 for m in task.metrics)])
-    retrieved = retrieve(session, opened, collection, queries, pool, depth, job.searcher)
-    run, found, request, grades = retrieved.run, retrieved.found, retrieved.request, retrieved.grades
+    request, grades = _request(session, opened, collection, queries, pool, depth)
+    del queries, pool  # 16 bytes a candidate, and other tasks may get here before this one goes on
     seconds["search"] = time.perf_counter() - clock
+    answer = yield request
+    assert answer is not None, "a search that is wanted is answered"
+    found, searching = answer
+    seconds["search"] += searching
     clock = time.perf_counter()
+    run = _run(collection, found)
     outcomes: Outcomes | None = None
     if collection.qrels is not None:
         scored = _score(task, collection, request.positives, grades, found)
@@ -921,17 +939,18 @@ def retrieve(
     searcher: Searcher = TORCH,
 ) -> Retrieved:
     """Search the pool for the best `depth` candidates of each query: keys are what `embed` gave."""
-    store = session.store(opened)
-    rows = store.rows(queries.keys), store.rows(pool.keys)
-    request, grades = _request(collection, depth, *rows, session.options)
+    request, grades = _request(session, opened, collection, queries, pool, depth)
     found = searcher.search(request)
+    return Retrieved(_run(collection, found), found, request, grades)
+
+
+def _run(collection: Collection, found: Found) -> Run:
     ids = [q.id for q in collection.queries]
-    run = Run(ids, collection.pool.ids, collection.pool.name, found.rows, found.scores)
-    return Retrieved(run, found, request, grades)
+    return Run(ids, collection.pool.ids, collection.pool.name, found.rows, found.scores)
 
 
 def _request(
-    collection: Collection, depth: int, queries: Any, pool: Any, options: EvalOptions
+    session: Session, opened: Opened, collection: Collection, queries: Keyed, pool: Keyed, depth: int
 ) -> tuple[SearchRequest, np.ndarray[Any, np.dtype[np.int64]]]:
     """The collection in rows: positives outside the pool are -1; the grades go alongside."""
     ids = [q.id for q in collection.queries]
@@ -945,14 +964,14 @@ def _request(
         return Ragged.of([[row[c] for c in named[q]] if q in named else default for q in ids])
 
     request = SearchRequest(
-        queries=queries,
-        pool=pool,
+        queries=session.store(opened).rows(queries.keys),
+        pool=session.pool(opened, pool.keys),
         k=min(len(collection.pool), depth),
         positives=Ragged.of([[row.get(c, -1) for c in p] for p in positives]),
         scope=ragged(collection.scope, range(len(collection.pool))),
         exclude=ragged(collection.exclude, ()),
-        device=options.engine.device,
-        memory=options.search_memory,
+        device=session.options.engine.device,
+        memory=session.options.search_memory,
     )
     grades = np.array([g for p in positives for g in p.values()], dtype=np.int64)
     return request, grades

@@ -24,7 +24,7 @@ LAYERS = [
     {"device"},
     {"probe"},
     {"encode"},
-    {"rerank", "speed", "cluster"},
+    {"passes", "rerank", "speed", "cluster"},
     {"evaluate", "leaderboard", "data"},
     {"selection", "reproduce", "train", "plan"},
     {"comparison", "bisect", "exports", "cache", "milestones"},

@@ -16,8 +16,8 @@ import torch
 
 from harness.errors import HarnessError
 from harness.plugins.faiss_flat import FAISS
-from harness.run import BEYOND, Found, Ragged, SearchRequest
-from harness.search import TORCH, ArrayRows, plan, rescore, search, tolerance
+from harness.run import BEYOND, Found, Ragged, Searcher, SearchRequest
+from harness.search import TORCH, ArrayRows, plan, rescore, search, search_together, tolerance
 from harness.search.device import DeviceTop
 from harness.search.parts import devices_of
 from harness.search.plan import Plan
@@ -184,6 +184,37 @@ def test_excluded_rows_are_neither_ranked_nor_counted(make: Callable[..., Half])
     assert_same(search(request), expected)
     assert_same(search_tightly(request), expected)
     assert_same(FAISS.search(request), expected)
+
+
+@pytest.mark.parametrize("make", POOLS)
+@pytest.mark.parametrize("backend", [TORCH, FAISS])
+def test_requests_over_one_pool_are_answered_together(make: Callable[..., Half], backend: Searcher) -> None:
+    """Of other numbers of queries, depths, positives and exclusions; one search for all of them."""
+    rng = np.random.default_rng(5)
+    whole = request_for(make, 200, 64, 1)
+    requests = []
+    for first, last, k, exclude in ((0, 5, 9, None), (5, 5, 3, None), (5, 6, 1, 40), (6, 13, 250, 0)):
+        n = last - first
+        requests.append(
+            replace(
+                whole,
+                queries=ArrayRows(whole.queries.block(first, last)),
+                k=k,
+                positives=lists(rng, n, -1, 200, 3),
+                exclude=None if exclude is None else lists(rng, n, 0, 200, exclude),
+            )
+        )
+    asked = []
+    found = search_together(requests, lambda request: asked.append(request) or backend.search(request))
+    assert len(asked) == 1
+    for each, request in zip(found, requests, strict=True):
+        assert_same(each, brute_force(request))
+    queries = asked[0].queries
+    every = queries.block(0, 13)
+    np.testing.assert_array_equal(every, whole.queries.block(0, 13))
+    np.testing.assert_array_equal(queries.block(4, 7), every[4:7])
+    np.testing.assert_array_equal(queries.take(np.array([12, 0, 5, 5, 4])), every[[12, 0, 5, 5, 4]])
+    assert (queries.dim, len(queries), len(queries.block(3, 3))) == (64, 13, 0)
 
 
 def test_a_query_whose_whole_pool_is_excluded_finds_nothing() -> None:

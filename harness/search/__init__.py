@@ -12,6 +12,7 @@ from harness.search.plan import peak_memory, sifted
 from harness.search.rows import ArrayRows
 from harness.search.scores import best, rescore, tolerance
 from harness.search.sweep import TORCH, check, only, placed, search
+from harness.search.together import search_together
 
 __all__ = [
     "TORCH",
@@ -24,6 +25,7 @@ __all__ = [
     "rescore",
     "scoped",
     "search",
+    "search_together",
     "sifted",
     "tolerance",
 ]
