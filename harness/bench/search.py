@@ -104,7 +104,6 @@ def _search_peers(pool: ArrayRows, queries: Embeddings, asked: Asked) -> list[Ca
 
 def _device_peers(pool: ArrayRows, queries: Embeddings, device: str) -> list[Callable[[int], Peer | None]]:
     """Blocks of torch and one query at a time, over rows that lie on the device already."""
-
     tx, tq = (tensor_of(x).to(device) for x in (pool.array, queries))
     alone = min(_ALONE, len(tq))
     place = "rows on the device"

@@ -34,15 +34,19 @@ def scoped(request: SearchRequest) -> Found:
         pairs = pairs[~within(set_of(request.exclude, a, b, size), pairs)]
         wanted = pairs_of(positives, a, b, size)
         reached = np.flatnonzero(within(pairs, wanted))
+        wanted = wanted[reached]
         pairs = _within_reach(request, pairs, a, b)
         query, row = np.divmod(pairs, max(1, size))
         keys = keys_of(rescore(request, query + a, row), row)
+        kept = within(pairs, wanted)
+        owner, place = np.divmod(wanted, max(1, size))
+        mine = np.empty(len(wanted), np.int64)
+        mine[kept] = keys[np.searchsorted(pairs, wanted[kept])]
+        mine[~kept] = keys_of(rescore(request, owner[~kept] + a, place[~kept]), place[~kept])
         ends = _ends(query, b - a)
         for first, last in pairwise(ends):
             keys[first:last].sort()
         rows[a:b], scores[a:b] = best_sorted(query, rows_of(keys), scores_of(keys), b - a, k)
-        owner, row = np.divmod(wanted[reached], max(1, size))
-        mine = keys_of(rescore(request, owner + a, row), row)
         at = reached + int(positives.indptr[a])
         found.put(at, _places(keys, ends, mine, owner))
     return found.answer(rows, scores)

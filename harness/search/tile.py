@@ -151,8 +151,8 @@ class Sieve:
 
         q'x' - qx = (q' - q)x' + q(x' - x), where rounding to bfloat16 moves every number of x by at
         most 2^-8 of its own size, and the whole row so, if it is not stored in bfloat16; 1.01 stands for
-        the norms of rounded rows.
-        The sum in float32 errs as on tensor cores: processors, too, may truncate and align.
+        the norms of rounded rows. The sum in float32 errs as on tensor cores: processors, too, may
+        truncate and align.
         """
         import torch
 

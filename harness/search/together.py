@@ -17,14 +17,14 @@ def search_together(requests: Sequence[SearchRequest], search: Search) -> list[F
     """The answer to each request; the first one's pool is that of all, and none has a scope."""
     if len(requests) == 1:
         return [search(requests[0])]
-    none = any(request.exclude is not None for request in requests)
+    excludes = any(request.exclude is not None for request in requests)
     found = search(
         replace(
             requests[0],
             queries=_Chained([request.queries for request in requests]),
             k=max(request.k for request in requests),
             positives=_chained([request.positives for request in requests]),
-            exclude=_chained([_excluded(request) for request in requests]) if none else None,
+            exclude=_chained([_excluded(request) for request in requests]) if excludes else None,
         )
     )
     answers = []
@@ -43,7 +43,7 @@ def search_together(requests: Sequence[SearchRequest], search: Search) -> list[F
 
 
 def _excluded(request: SearchRequest) -> Ragged:
-    return request.exclude or Ragged.of([()] * len(request.queries))
+    return Ragged.of([()] * len(request.queries)) if request.exclude is None else request.exclude
 
 
 def _chained(lists: Sequence[Ragged]) -> Ragged:
