@@ -701,8 +701,7 @@ def _measure(
     devices = session.engine(opened).devices
     if stats.embedded and devices:
         about["encoded_on"] = dict(devices)
-    else:
-        about["plan"] = _compared(speed, work, seconds)
+    about["plan"] = _compared(speed, work, seconds, sum(about.get("encoded_on", {}).values()) or 1)
     result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance=about)
     return result, run, outcomes
 
@@ -726,12 +725,17 @@ def _work(stats: Stats, request: SearchRequest) -> dict[str, Any]:
     }
 
 
-def _compared(speed: Speed, work: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What `harness plan` would have said of this work just before it, beside what it took."""
+def _compared(
+    speed: Speed, work: Mapping[str, Any], seconds: Mapping[str, float], devices: int
+) -> dict[str, Any]:
+    """What `harness plan` would have said of this work on so many devices just before it, beside what it
+    took."""
     planned = speed.seconds(
         work["tokens"], work["multiply_adds"], parts=len(work["parts"]), load="load" in seconds
     )
+    planned["encode"] /= devices
     return {
+        "devices": devices,
         "source": speed.source,
         "within": speed.within,
         "planned": {stage: round(s, 4) for stage, s in planned.items()},

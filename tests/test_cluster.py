@@ -250,6 +250,7 @@ def test_the_command_line_gives_the_same_scores_and_says_what_encoded(cli, tmp_p
     assert files(tmp_path / "b" / "embeddings") == files(tmp_path / "a" / "embeddings")
     results = [json.loads(p.read_text()) for p in (tmp_path / "ray").rglob("*.json")]
     assert {name for r in results for name in r["provenance"]["encoded_on"]} == {platform.machine()}
+    assert {r["provenance"]["plan"]["devices"] for r in results} == {2}
 
 
 TASKS = """

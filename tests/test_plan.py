@@ -104,6 +104,7 @@ def test_previous_runs_foretell_the_next_one(tmp_path, slow):
     foretold = plan(known, toy, {}, tasks[1:], places(tmp_path, batch_tokens=2000))[0]
     (second,) = evaluate(known, toy, {}, tasks[1:], places(tmp_path, batch_tokens=2000))
     said = second.result.provenance["plan"]
+    assert said["devices"] == 1
     assert (foretold.source, said["source"]) == ("previous runs", "previous runs")
     assert said["planned"]["encode"] == pytest.approx(foretold.seconds["encode"], abs=1e-3)
     assert said["actual"]["encode"] > 0.5
