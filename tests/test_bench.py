@@ -44,12 +44,21 @@ def rows(*arguments: str) -> list[dict]:  # type: ignore[type-arg]
 def test_search(order):
     found = rows("search", *SMALL, "--k", "5", "--k", "900", "--order", order)
     peers = [row["peer"].split()[0] for row in found if not row["peer"].startswith("sentence")]
-    assert peers == ["faiss", "torch", "numpy", "one"] * 2
+    assert peers == ["faiss", "torch", "numpy", "one", "ours,"] * 2
     assert {row["identical"] for row in found} == {True}
 
 
 def test_search_in_float32_says_so():
     assert all(" float32, " in row["case"] for row in rows("search", *SMALL, "--k", "5", "--float32"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_search_of_rows_in_another_type(dtype, tmp_path):
+    asked = ("search", *SMALL, "--k", "5", "--store-dtype", dtype)
+    found = [*rows(*asked), *rows(*asked, "--on-disk", str(tmp_path)), *rows(*asked, "--gallery", "20")]
+    assert all(f"× 16 {dtype}" in row["case"] for row in found)
+    assert {row["identical"] for row in found} == {True}
+    assert any(row["peer"].startswith("ours") for row in found) == (dtype != "float32")
 
 
 def test_a_search_scaled_to_the_full_shape():
