@@ -314,8 +314,7 @@ def evaluate(
     """
     searcher = catalog.searcher(options.searcher)
     require_data(tasks, options.data, options.protocol)
-    dtype = options.engine.store_dtype
-    opened = None if spec.check else open_model(spec, model_options, dtype=dtype)
+    opened = None if spec.check else open_model(spec, model_options, dtype=options.engine.store_dtype)
     if options.overwrite != "only-cache":
         require_writable(options.output_dir, "the output folder")
         require_writable(options.cache_dir, "the cache folder")
@@ -368,7 +367,7 @@ def _evaluate_task(session: Session, job: _Job, task: Task) -> Steps[Outcome]:
     loaded: tuple[Collection, dict[str, int]] | None = None
     if opened is None:
         loaded = load_collection(task, options)
-        opened = open_model(spec, {}, loaded[0], dtype=session.options.engine.store_dtype)
+        opened = open_model(spec, {}, loaded[0], dtype=options.engine.store_dtype)
     path = options.output_dir / result_path(spec.name, opened.id, task.name, protocol_id)
     stored = _stored(path, task, options.overwrite)
     if stored is not None or options.overwrite == "only-cache":
@@ -698,10 +697,10 @@ def _measure(
     about: dict[str, Any] = {"counts": made, "work": work, "batch_tokens": budget.tokens}
     if options.engine.probe and not budget.probe:
         about["batch_tokens_found"] = True
-    devices = session.engine(opened).devices
-    if stats.embedded and devices:
+    devices = session.engine(opened).devices if stats.embedded else {}
+    if devices:
         about["encoded_on"] = dict(devices)
-    about["plan"] = _compared(speed, work, seconds, sum(about.get("encoded_on", {}).values()) or 1)
+    about["plan"] = _compared(speed, work, seconds, sum(devices.values()) or 1)
     result = replace(result, counts=counts, notes=notes, analysis=analysis, provenance=about)
     return result, run, outcomes
 

@@ -103,8 +103,7 @@ def plan(
     catalog.searcher(options.searcher)
     require_data(tasks, options.data, options.protocol)
     session = Session.start(options)
-    dtype = options.engine.store_dtype
-    shared = None if spec.check else open_model(spec, model_options, dtype=dtype)
+    shared = None if spec.check else open_model(spec, model_options, dtype=options.engine.store_dtype)
     claimed: dict[str, Keys] = {}
     left = [each for task in tasks for each in _lefts(session, spec, shared, task, claimed)]
     speeds: dict[str, Speed] = {}
@@ -165,6 +164,7 @@ def _left(
 
 def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[str]) -> Plan:
     collection, options = left.collection, session.options
+    dtype = options.engine.store_dtype
     known = session.speed(left.opened)
     speed = probed or known
     dim = session.store(left.opened).dim or speed.dim or known.dim
@@ -187,10 +187,8 @@ def _planned(session: Session, left: _Left, probed: Speed | None, loaded: set[st
         tokens=sum(left.tokens.values()),
         state=left.state,
         modalities=left.counts,
-        disk=None if dim is None else count * row_bytes(dim, options.engine.store_dtype),
-        search_memory=peak_memory(
-            queries, candidates, dim, deepest, options.search_memory, options.engine.store_dtype
-        )
+        disk=None if dim is None else count * row_bytes(dim, dtype),
+        search_memory=peak_memory(queries, candidates, dim, deepest, options.search_memory, dtype)
         if dim and pairs
         else None,
         seconds=speed.seconds(

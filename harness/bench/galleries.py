@@ -55,9 +55,8 @@ def bench_galleries(sizes: SearchSizes, timing: Timing, *, gallery: int = 100) -
             copy = min(timing.seconds(gather) for _ in range(3))
             return copy, f"{chosen.size * buffer[0].nbytes / 1e9:.2f} GB gathered, timed alone"
 
-        place = sizes.place
         return timing.rows(
-            f"galleries of {gallery} in {place}, {len(queries)} queries, {timing.clock}",
+            f"galleries of {gallery} in {sizes.place}, {len(queries)} queries, {timing.clock}",
             partial(search, request),
             [Peer("loop over queries", loop)],
             identical=as_float64,

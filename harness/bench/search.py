@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,6 @@ from harness.store import Embeddings
 
 from .pools import BLOCK, SearchSizes, Single, pool_and_queries
 from .timing import Peer, Row, Timing, optional, threads
-
-if TYPE_CHECKING:
-    import torch
 
 Asked = Callable[[Rows, Embeddings, int], SearchRequest]
 """The best k of a pool for these queries."""
@@ -43,10 +40,10 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
 
     def asked(pool: Rows, queries: Embeddings, k: int) -> SearchRequest:
         nothing = Ragged.of([()] * len(queries))
-        rows = ArrayRows(queries)
         device, memory, sieve = timing.device, sizes.memory, sizes.sieve
-        return SearchRequest(rows, pool, k, nothing, device=device, memory=memory, sieve=sieve)
+        return SearchRequest(ArrayRows(queries), pool, k, nothing, device=device, memory=memory, sieve=sieve)
 
+    floor = _product_floor if timing.device == "cpu" else _device_floor
     with threads(timing.threads), pool_and_queries(sizes, on_disk) as (pool, queries):
         if not isinstance(pool, ArrayRows):
             peers = _products(pool, queries)
@@ -57,16 +54,16 @@ def bench_search(sizes: SearchSizes, timing: Timing, *, on_disk: Path | None = N
         for k in sizes.k:
             request = asked(pool, queries, k)
             place = f"{sizes.place}{' on disk' if on_disk else ''}"
-            kind = str(_kind(request)).removeprefix("torch.")
             case = (
-                f"search {place}, {len(queries)} queries, k={k}, {sizes.order} order, {kind}, {timing.clock}"
+                f"search {place}, {len(queries)} queries, k={k}, {sizes.order} order, {_kind(request)},"
+                f" {timing.clock}"
             )
             rows += timing.rows(
                 case,
                 partial(search, request),
                 [peer for make in peers if (peer := make(k))],
                 identical=partial(_as_brute_force, request),
-                floor=partial(_product_floor, request, timing),
+                floor=partial(floor, request, timing),
             )
     return rows
 
@@ -164,37 +161,34 @@ def _product(queries: Any, pool: Any) -> None:
         multiply(asked, pool[a : a + PIECE])
 
 
-def _kind(request: SearchRequest) -> torch.dtype:
+def _kind(request: SearchRequest) -> str:
     """The type of the products that come first."""
-    import torch
-
     if request.device != "cpu":
-        return tensor_of(request.queries.block(0, 0)).dtype
+        return str(request.queries.block(0, 0).dtype)
     first = request.sieve and sifted(request.k + 1, len(request.pool), request.device)
-    return torch.bfloat16 if first else torch.float32
+    return "bfloat16" if first else "float32"
 
 
 def _product_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
-    """What the product takes at the rate of one tile, in the type that the search uses; on a device,
-    moving the rows there where that takes longer."""
+    """What the product takes at the rate of one tile, in the type that the search uses."""
     import torch
 
     n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
-    if timing.device != "cpu":
-        return _device_floor(request, timing)
     kind = _kind(request)
-    tile = torch.from_numpy(request.pool.block(0, min(n, BLOCK)).astype(np.float32)).to(kind)
-    asked = torch.from_numpy(request.queries.block(0, queries).astype(np.float32)).to(kind)
+    tile, asked = (
+        torch.from_numpy(rows.astype(np.float32)).to(getattr(torch, kind))
+        for rows in (request.pool.block(0, min(n, BLOCK)), request.queries.block(0, queries))
+    )
     _product(asked, tile)
     rate = (
         2 * len(tile) * dim * queries / min(timing.seconds(partial(_product, asked, tile)) for _ in range(5))
     )
     flop, read = 2 * n * dim * queries, n * dim * request.pool.block(0, 0).itemsize
-    name = str(kind).removeprefix("torch.")
-    return flop / rate, f"{flop:.2e} FLOP at {rate / 1e9:.0f} GFLOP/s ({name}); {read / 1e9:.2f} GB read"
+    return flop / rate, f"{flop:.2e} FLOP at {rate / 1e9:.0f} GFLOP/s ({kind}); {read / 1e9:.2f} GB read"
 
 
 def _device_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
+    """What the product takes at the rate of one block that is there, or moving the rows there."""
     n, dim, queries = len(request.pool), request.pool.dim, len(request.queries)
     there = tensor_of(np.array(request.pool.block(0, min(n, _DEVICE_BLOCK))))
     if timing.device.startswith("cuda"):
@@ -204,9 +198,8 @@ def _device_floor(request: SearchRequest, timing: Timing) -> tuple[float, str]:
     multiply = min(timing.seconds(lambda: asked @ tile.T) for _ in range(5)) * n / len(tile)
     move = min(timing.seconds(lambda: tile.copy_(there)) for _ in range(5)) * n / len(tile)
     flop, read = 2 * n * dim * queries, n * dim * request.pool.block(0, 0).itemsize
-    name = str(tile.dtype).removeprefix("torch.")
     return max(multiply, move), (
-        f"the longer of {flop:.2e} FLOP at {flop / multiply / 1e9:,.0f} GFLOP/s ({name})"
+        f"the longer of {flop:.2e} FLOP at {flop / multiply / 1e9:,.0f} GFLOP/s ({_kind(request)})"
         f" and {read / 1e9:.2f} GB moved at {read / move / 1e9:.0f} GB/s"
     )
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from harness.run import Float32, Int32, SearchRequest
 from harness.search.plan import Plan
 from harness.search.rows import Vectors, on_device
-from harness.search.scores import LAST, NOTHING, exact_pairs, keys_of, rows_of, scores_of, tolerance
+from harness.search.scores import LAST, NOTHING, keys_of, rows_of, score_pairs, scores_of, tolerance
 from harness.search.tile import GROUP, Scored, Sieve
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class DeviceTop:
         query, place = np.nonzero(rough > -np.inf)
         keys = np.full(rough.shape, NOTHING)
         found = rows[query, place].astype(np.int64)
-        score = exact_pairs(self._queries, self._pool, query, found, self._gather)
+        score = score_pairs(self._queries, self._pool, query, found, self._gather)
         keys[query, place] = keys_of(score, found)
         keys.sort(axis=1)
         keys = keys[:, : self._k]

@@ -11,7 +11,6 @@ other way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
     Read = Callable[[int, int], Tensor]
     """From the pair a to the pair b: their candidates' rows, [b - a, D]."""
+    Score = Callable[[Tensor, Read, Int64, int], Float32]
+    """`exact` or `rough`."""
 
 _NEAR = 1 << 19
 """Numbers of gathered rows that are scored while they are in a processor's cache."""
@@ -132,21 +133,15 @@ def _sums(queries: Tensor, read: Read, query: Int64, step: int, kind: torch.dtyp
     return scores.add_(0.0).cpu().numpy()
 
 
-def exact_pairs(queries: Tensor, pool: Vectors, query: Int64, rows: Int64, step: int) -> Float32:
-    """Canonical scores of pairs of a query and a row of the pool, which is read `step` rows at a time."""
-    return exact(queries, partial(_read, pool, rows), query, step)
-
-
-def _read(pool: Vectors, rows: Int64, a: int, b: int) -> Tensor:
-    return pool.take(rows[a:b])
-
-
-def rescore(
-    request: SearchRequest,
-    query: Int64,
-    rows: Int64,
-    score: Callable[[Tensor, Read, Int64, int], Float32] = exact,
+def score_pairs(
+    queries: Tensor, pool: Vectors, query: Int64, rows: Int64, step: int, score: Score = exact
 ) -> Float32:
+    """Canonical scores of pairs of a query and a row of the pool, which is read `step` rows at a time, or
+    `rough` ones."""
+    return score(queries, lambda a, b: pool.take(rows[a:b]), query, step)
+
+
+def rescore(request: SearchRequest, query: Int64, rows: Int64, score: Score = exact) -> Float32:
     """Canonical scores of pairs, or `rough` ones, [P] float32; fastest where `query` ascends."""
     pool, asked = (Vectors(x, on_device(request.device)) for x in (request.pool, request.queries))
     scores = np.empty(len(query), dtype=np.float32)
@@ -156,8 +151,7 @@ def rescore(
     for a, b in pairwise([0, *ends]):
         new = np.diff(query[a:b], prepend=-1) != 0
         some = asked.take(query[a:b][new])
-        read = partial(_read, pool, rows[a:b])
-        scores[a:b] = score(some, read, np.cumsum(new) - 1, step)
+        scores[a:b] = score_pairs(some, pool, np.cumsum(new) - 1, rows[a:b], step, score)
     return scores
 
 

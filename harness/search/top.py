@@ -13,7 +13,7 @@ import numpy.typing as npt
 from harness.run import Float32, Int32, Int64, SearchRequest
 from harness.search.plan import Plan
 from harness.search.rows import Vectors
-from harness.search.scores import LAST, NOTHING, exact_pairs, keys_of, rows_of, scores_of, tolerance
+from harness.search.scores import LAST, NOTHING, keys_of, rows_of, score_pairs, scores_of, tolerance
 from harness.search.tile import Scored, Sieve, order, single
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Top:
         return settled
 
     def _scores(self, query: Int64, rows: Int64) -> Float32:
-        return exact_pairs(self._queries, self._pool, query, rows, self._gather)
+        return score_pairs(self._queries, self._pool, query, rows, self._gather)
 
     def _raise(self, which: Int64 | slice, kth: Float32) -> None:
         """Raise the bounds to what the k-th best rough scores allow."""
